@@ -1,0 +1,308 @@
+//! A disk in memory that lies as disks do: a crash keeps any subset of the unsynced 4 KiB blocks and of the
+//! unsynced directory entries, a sync may fail once, space may run out, bits may flip. Deterministic by its seed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Disk, DiskFile};
+use crate::limits::BLOCK_BYTES;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+
+#[derive(Clone, Default)]
+struct Node {
+    /// What a crash cannot take.
+    synced: Vec<u8>,
+    /// What the running system sees.
+    seen: Vec<u8>,
+    /// Blocks in which the two may differ.
+    dirty: std::collections::BTreeSet<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<u64, Node>,
+    /// Name to file, as the running system sees it and as a crash leaves it.
+    names: BTreeMap<String, u64>,
+    synced_names: BTreeMap<String, u64>,
+    next: u64,
+    seed: u64,
+    /// Operations until the next one of them fails, by kind.
+    fail_sync_in: Option<u64>,
+    fail_write_in: Option<u64>,
+    /// After this many more writes or syncs the power is off: everything fails and nothing more is kept.
+    power_off_in: Option<u64>,
+    capacity_bytes: u64,
+    syncs: u64,
+    writes: u64,
+}
+
+impl State {
+    fn random(&mut self) -> u64 {
+        // splitmix64 (Steele et al., OOPSLA'14).
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().filter_map(|id| self.files.get(id)).map(|n| n.seen.len() as u64).sum()
+    }
+
+    fn step(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.power_off_in {
+            if *left == 0 {
+                return Err(io::Error::other("the power is off"));
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+}
+
+/// A data directory in memory. Clones share it.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl SimDisk {
+    /// An empty directory; `seed` decides what crashes take.
+    pub fn new(seed: u64) -> SimDisk {
+        let state = State { seed, capacity_bytes: u64::MAX, ..State::default() };
+        SimDisk { state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loses power: of what was not synced, each block and each name stays or goes by chance.
+    pub fn crash(&self) {
+        let mut s = self.state();
+        let ids: Vec<u64> = s.files.keys().copied().collect();
+        for id in ids {
+            let mut node = s.files.remove(&id).expect("listed above");
+            for block in std::mem::take(&mut node.dirty) {
+                if s.random() & 1 == 0 {
+                    let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
+                    if node.synced.len() < to {
+                        node.synced.resize(to, 0);
+                    }
+                    node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+                }
+            }
+            node.seen = node.synced.clone();
+            s.files.insert(id, node);
+        }
+        let mut names = s.synced_names.clone();
+        for (name, id) in s.names.clone() {
+            if !names.contains_key(&name) && s.random() & 1 == 0 {
+                names.insert(name, id);
+            }
+        }
+        let seen = s.names.clone();
+        for name in s.synced_names.clone().into_keys() {
+            if !seen.contains_key(&name) && s.random() & 1 == 0 {
+                names.remove(&name);
+            }
+        }
+        s.names = names.clone();
+        s.synced_names = names;
+        s.power_off_in = None;
+        s.fail_sync_in = None;
+        s.fail_write_in = None;
+    }
+
+    /// The `n`th sync from now fails, and the blocks it covered count as clean although they are not on disk.
+    pub fn fail_sync_in(&self, n: u64) {
+        self.state().fail_sync_in = Some(n);
+    }
+
+    /// The `n`th write from now fails with ENOSPC, half done.
+    pub fn fail_write_in(&self, n: u64) {
+        self.state().fail_write_in = Some(n);
+    }
+
+    /// After `n` more writes and syncs nothing works any more until [`SimDisk::crash`].
+    pub fn power_off_in(&self, n: u64) {
+        self.state().power_off_in = Some(n);
+    }
+
+    /// Bounds the space; what goes beyond is ENOSPC.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.state().capacity_bytes = bytes;
+    }
+
+    /// Writes and syncs so far.
+    pub fn operations(&self) -> u64 {
+        let s = self.state();
+        s.writes + s.syncs
+    }
+
+    /// Flips one bit, on the medium and in the cache.
+    pub fn flip(&self, name: &str, offset: u64, bit: u8) {
+        let mut s = self.state();
+        let id = s.names[name];
+        let node = s.files.get_mut(&id).expect("a name has a file");
+        node.seen[offset as usize] ^= 1 << bit;
+        if let Some(byte) = node.synced.get_mut(offset as usize) {
+            *byte ^= 1 << bit;
+        }
+    }
+
+    /// Whether `needle` stands in any file, in the cache or on the medium.
+    pub fn contains(&self, needle: &[u8]) -> bool {
+        let s = self.state();
+        s.names.values().filter_map(|id| s.files.get(id)).any(|n| {
+            let has = |hay: &[u8]| hay.windows(needle.len()).any(|w| w == needle);
+            has(&n.seen) || has(&n.synced)
+        })
+    }
+
+    /// Names with their contents as the running system sees them.
+    pub fn contents(&self, name: &str) -> Vec<u8> {
+        let s = self.state();
+        s.files[&s.names[name]].seen.clone()
+    }
+}
+
+impl Disk for SimDisk {
+    fn name(&self) -> String {
+        "simulated disk".into()
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.state().names.keys().cloned().collect())
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let s = self.state();
+        let id = *s.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut s = self.state();
+        s.step()?;
+        if s.names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        s.next += 1;
+        let id = s.next;
+        s.files.insert(id, Node::default());
+        s.names.insert(name.into(), id);
+        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut s = self.state();
+        s.step()?;
+        s.names.remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut s = self.state();
+        s.step()?;
+        let id = s.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        s.names.insert(to.into(), id);
+        Ok(())
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        let mut s = self.state();
+        s.step()?;
+        s.synced_names = s.names.clone();
+        Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let s = self.state();
+        Ok(s.capacity_bytes.saturating_sub(s.used()))
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    id: u64,
+}
+
+impl DiskFile for SimFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().files[&self.id].seen.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let s = self.disk.state();
+        let seen = &s.files[&self.id].seen;
+        let from = offset as usize;
+        let Some(part) = seen.get(from..from + buf.len()) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        buf.copy_from_slice(part);
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut s = self.disk.state();
+        s.step()?;
+        s.writes += 1;
+        let mut bytes = bytes;
+        let mut result = Ok(());
+        let end = offset + bytes.len() as u64;
+        let grows = end.saturating_sub(s.files[&self.id].seen.len() as u64);
+        if s.used() + grows > s.capacity_bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Some(n) = &mut s.fail_write_in {
+            if *n <= 1 {
+                s.fail_write_in = None;
+                bytes = &bytes[..bytes.len() / 2];
+                result = Err(io::ErrorKind::StorageFull.into());
+            } else {
+                *n -= 1;
+            }
+        }
+        let node = s.files.get_mut(&self.id).expect("open files stay");
+        let (from, to) = (offset as usize, offset as usize + bytes.len());
+        if node.seen.len() < to {
+            node.seen.resize(to, 0);
+        }
+        node.seen[from..to].copy_from_slice(bytes);
+        if from < to {
+            node.dirty.extend(from / BLOCK..=(to - 1) / BLOCK);
+        }
+        result
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut s = self.disk.state();
+        s.step()?;
+        s.syncs += 1;
+        let fails = match &mut s.fail_sync_in {
+            Some(n) if *n <= 1 => {
+                s.fail_sync_in = None;
+                true
+            }
+            Some(n) => {
+                *n -= 1;
+                false
+            }
+            None => false,
+        };
+        let node = s.files.get_mut(&self.id).expect("open files stay");
+        let dirty = std::mem::take(&mut node.dirty);
+        if fails {
+            return Err(io::Error::other("Input/output error"));
+        }
+        node.synced.resize(node.seen.len(), 0);
+        for block in dirty {
+            let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
+            node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+        }
+        Ok(())
+    }
+}

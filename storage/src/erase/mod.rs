@@ -1,0 +1,156 @@
+//! Forgetting: the thread that overwrites dead bodies with zeros, gives back segments that hold nothing live, and keeps
+//! a zeroed one ready.
+//!
+//! A round writes an intent to the log and syncs it, then overwrites, then syncs. A crash in between leaves an intent;
+//! the next start overwrites again and never calls those ranges damaged. Headers and heads are never rewritten.
+
+pub(crate) mod plan;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, channel};
+use std::time::Duration;
+
+use crate::codec::{self, Gone, Intent};
+use crate::limits::ERASE_ROUND_BYTES_MAX;
+use crate::log::Inner;
+use crate::log::writer::{Note, Request};
+use crate::position::{LogIndex, SegmentId};
+use crate::record::{Kind, Record};
+use plan::Range;
+
+/// Pause between rounds: what dies within it is erased together.
+const ROUND: Duration = Duration::from_millis(100);
+
+/// Ranges that one intent record names at the most.
+const INTENT_RANGES_MAX: usize = 50_000;
+
+pub(crate) struct Eraser {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) requests: SyncSender<Request>,
+}
+
+impl Eraser {
+    /// Runs until the log closes or fails. `unused` are files found at the start in which no segment stands.
+    pub(crate) fn run(self, unused: Vec<u32>) {
+        let mut result = self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
+        while result.is_ok() {
+            self.inner.fill_pool();
+            if self.inner.pause(ROUND) || self.inner.state().failed.is_some() {
+                return;
+            }
+            result = self.erase_round().and_then(|()| self.recycle());
+        }
+        if let Err(why) = result {
+            self.inner.fail(&why);
+        }
+    }
+
+    /// Writes records through the one writer and waits until they are durable.
+    fn write(&self, records: Vec<(Record, Note)>) -> Result<(), String> {
+        let (tell, told) = channel();
+        let done = Box::new(move |result| drop(tell.send(result)));
+        self.requests.send(Request { records, done: Some(done) }).map_err(|_| "the log has closed")?;
+        match told.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("the log has closed".into()),
+        }
+    }
+
+    fn erase_round(&self) -> Result<(), String> {
+        loop {
+            let (taken, ranges) = plan::round(&mut self.inner.state().dying, ERASE_ROUND_BYTES_MAX);
+            if taken.is_empty() {
+                return Ok(());
+            }
+            self.write(intents(&ranges))?;
+            for (id, list) in &ranges {
+                let Some(file) = self.inner.state().segments.get(id).map(|s| s.file.clone()) else {
+                    continue;
+                };
+                overwrite(&*file, list).map_err(|e| format!("erasing in segment {id}: {e}"))?;
+            }
+            let mut erased: Vec<LogIndex> = taken.iter().map(|d| d.index).collect();
+            {
+                let mut state = self.inner.state();
+                for dying in &taken {
+                    state.body_erased(dying);
+                }
+                for (id, list) in ranges {
+                    if let Some(segment) = state.segments.get_mut(&id) {
+                        segment.erased.extend(list);
+                        plan::merge(&mut segment.erased);
+                    }
+                }
+            }
+            erased.sort_unstable();
+            erased.dedup();
+            (self.inner.options.on_erased)(&erased);
+        }
+    }
+
+    /// Gives back the segments in which nothing is live. What their records still say about other segments is said again
+    /// first: erase intents, and keys whose rows are void.
+    fn recycle(&self) -> Result<(), String> {
+        let active = self.inner.active();
+        let mut say_again = Vec::new();
+        let mut empty = Vec::new();
+        {
+            let state = self.inner.state();
+            // A truncated body that is not yet overwritten is known from the records alone; wait for it.
+            if !state.dying.is_empty() {
+                return Ok(());
+            }
+            for (id, segment) in state.segments.iter().filter(|(id, s)| **id != active && s.live == 0) {
+                empty.push(*id);
+                for named in segment.intents_for.iter().filter(|named| *named != id) {
+                    if let Some(other) = state.segments.get(named) {
+                        say_again.extend(intents(&BTreeMap::from([(*named, other.erased.clone())])));
+                    }
+                }
+                let keys: Vec<u128> =
+                    segment.gone_keys.iter().filter(|k| state.gone.get(k) == Some(id)).copied().collect();
+                for keys in keys.chunks(10_000) {
+                    let head = codec::encode(&Gone { keys: keys.to_vec() });
+                    say_again.push((Record::of(Kind::Gone, head), Note::GoneAgain(keys.to_vec())));
+                }
+            }
+        }
+        if empty.is_empty() {
+            return Ok(());
+        }
+        if !say_again.is_empty() {
+            self.write(say_again)?;
+        }
+        for id in empty {
+            let io = |e: std::io::Error| format!("recycling segment {id}: {e}");
+            if let Some((slot, file)) = self.inner.retire(id).map_err(io)? {
+                tracing::debug!(segment = id.0, "recycled");
+                self.inner.give_back(slot, file).map_err(io)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn intents(ranges: &BTreeMap<SegmentId, Vec<Range>>) -> Vec<(Record, Note)> {
+    let mut records = Vec::new();
+    for (segment, list) in ranges {
+        for part in list.chunks(INTENT_RANGES_MAX) {
+            let intent = Intent { segment: *segment, ranges: part.to_vec() };
+            records.push((Record::of(Kind::Intent, codec::encode(&intent)), Note::Intent(*segment)));
+        }
+    }
+    records
+}
+
+/// Overwrites ranges with zeros and syncs.
+pub(crate) fn overwrite(file: &dyn crate::disk::DiskFile, ranges: &[Range]) -> std::io::Result<()> {
+    let longest = ranges.iter().map(|(_, len)| *len).max().unwrap_or(0);
+    let zeros = vec![0; longest as usize];
+    for (start, len) in ranges {
+        file.write_at(&zeros[..*len as usize], *start as u64)?;
+    }
+    file.sync_data()
+}

@@ -1,0 +1,92 @@
+//! Errors, sorted by what the caller can do.
+
+use crate::position::Location;
+
+/// Why a data directory was not opened. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the directory.
+    #[error("{dir}: in use by another process; stop it, or give this node another data_dir")]
+    Locked {
+        /// The directory.
+        dir: String,
+    },
+    /// The directory belongs to another cluster or node.
+    #[error(
+        "{dir}: belongs to node {found_node} of cluster {found_cluster}, not to node {node} of cluster {cluster}; \
+         correct data_dir, or move the directory away if this node is to start empty"
+    )]
+    WrongIdentity {
+        /// The directory.
+        dir: String,
+        /// Cluster id that was asked for.
+        cluster: String,
+        /// Node id that was asked for.
+        node: u64,
+        /// Cluster id on disk.
+        found_cluster: String,
+        /// Node id on disk.
+        found_node: u64,
+    },
+    /// Written by a newer version.
+    #[error(
+        "{what}: format version {found}, this program reads up to {known}; run the version that wrote it"
+    )]
+    NewerFormat {
+        /// File or record.
+        what: String,
+        /// Version found.
+        found: u8,
+        /// Newest version known.
+        known: u8,
+    },
+    /// The log is damaged at or below what had been synced.
+    #[error(
+        "damage at {at}: {why}; this node will not guess. Move the directory away and start the node empty under a \
+         new id, while the other nodes hold the mail"
+    )]
+    Damaged {
+        /// Where.
+        at: String,
+        /// What is wrong there.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// Why an entry or a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The body was erased, or never was here.
+    #[error("the body of entry {0} is not here")]
+    Absent(crate::LogIndex),
+    /// The record at this place is not the record that was written.
+    #[error("damaged record at {at}: {why}")]
+    Damaged {
+        /// Where.
+        at: Location,
+        /// What is wrong.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("reading {at}: {error}")]
+    Io {
+        /// Where.
+        at: Location,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// The log has stopped after a failed write or sync. It never retries: after a failed fsync the kernel has marked
+/// the pages clean, so what is on disk is unknown until a restart reads it (Rebello et al., ATC'20).
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the log has stopped: {0}")]
+pub struct StoreFailed(pub String);

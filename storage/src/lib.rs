@@ -1,0 +1,25 @@
+//! Durable bytes for one node: a segmented, append-only log that is the only source of truth.
+//!
+//! What this crate promises: a record whose completion ran is on stable storage; records complete in the
+//! order in which they were handed over; a body that was erased reads as zeros; what [`Log::open`] returns is
+//! what the log's bytes say and nothing else.
+//!
+//! What it must not know: Raft messages, who leads, SMTP, what a command or a body means. Entries, votes and
+//! checkpoints are opaque bytes with a term and an index. It has no async runtime: completions are closures.
+//!
+//! A crash at the worst moment leaves a torn batch at the tail of the newest segment. Nobody was told of it;
+//! recovery cuts it off.
+
+pub mod codec;
+pub mod disk;
+pub mod erase;
+mod error;
+pub mod limits;
+pub mod log;
+pub mod position;
+pub mod record;
+
+pub use bytes::Bytes;
+pub use error::{OpenError, ReadError, StoreFailed};
+pub use log::{Checkpoint, Completion, Entry, Identity, Log, Options, Recovered, SpaceReport};
+pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};

@@ -1,0 +1,43 @@
+//! Pure. The bounds of the log, and how they depend on each other.
+
+/// Batches begin and end on this boundary, so that a torn block never holds acknowledged bytes.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// Size of one copy of the superblock; two copies stand one after the other.
+pub const SUPERBLOCK_COPY_BYTES: u64 = 1 << 20;
+
+/// The longest head (structured part) of a record. A longer one is refused before it is queued.
+pub const HEAD_BYTES_MAX: usize = 1 << 20;
+
+/// The longest body of a record: DESIGN's bound of a piece.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
+
+/// What one group commit writes at the most. The rest waits for the next one.
+pub const BATCH_BYTES_MAX: usize = 2 << 20;
+
+/// Smallest and largest size of a segment file.
+pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+/// See [`SEGMENT_BYTES_MIN`]. Offsets within a segment are 32 bits wide.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Requests that may wait for the writer thread. A sender beyond this waits, which is the back-pressure that
+/// keeps memory bounded.
+pub const WRITER_QUEUE_MAX: usize = 4096;
+
+/// What one round of erasing overwrites at the most, so that it does not ride on somebody's fdatasync.
+pub const ERASE_ROUND_BYTES_MAX: u64 = 8 << 20;
+
+/// Zeroed segments kept ready; more are given back to the file system.
+pub const POOL_SEGMENTS_MAX: usize = 2;
+
+/// Bytes of recent entries that stay in memory so that replication and apply need not read the disk.
+pub const CACHE_BYTES_MAX: usize = 64 << 20;
+
+/// What one read of a range of entries returns at the most (never less than one entry).
+pub const READ_BYTES_MAX: usize = 2 << 20;
+
+// A segment must hold its opening records (head, vote, floor: under a block each) and the largest batch.
+const _: () = assert!(SEGMENT_BYTES_MIN >= BATCH_BYTES_MAX as u64 + (HEAD_BYTES_MAX + BODY_BYTES_MAX) as u64);
+const _: () = assert!(SEGMENT_BYTES_MAX <= u32::MAX as u64);
+// A batch takes at least one record of the largest size.
+const _: () = assert!(BATCH_BYTES_MAX > HEAD_BYTES_MAX + BODY_BYTES_MAX + 4096);

@@ -1,0 +1,389 @@
+//! The log of one node: what goes in, what comes out, and who waits for what.
+//!
+//! Appends, votes, truncations and purges go through one queue to one writer thread ([`writer`]), so none overtakes
+//! another. What an append adds is readable when [`Log::append`] returns and durable when its completion runs. A second
+//! thread ([`crate::erase`]) overwrites dead bodies, gives back empty segments and keeps zeroed ones ready.
+//!
+//! A crash at the worst moment leaves the entries whose completion ran, and perhaps some after them.
+
+mod batch;
+mod fold;
+mod reader;
+pub mod recovery;
+mod segment;
+pub(crate) mod state;
+mod superblock;
+pub(crate) mod writer;
+
+use std::collections::BTreeSet;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use crate::codec::{self, CheckpointEnd, TablePart, Vote};
+use crate::disk::{Disk, DiskFile};
+use crate::error::{OpenError, StoreFailed};
+use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
+use crate::position::{LogIndex, LogPosition, SegmentId};
+use crate::record::{Kind, Record};
+use superblock::Superblock;
+use writer::{Note, Request, Writer};
+
+pub use fold::{Survey, survey};
+pub use segment::SpaceReport;
+pub use state::Entry;
+use state::LogState;
+
+/// Runs on the writer thread once everything before it is durable, or will never be. Must not block.
+pub type Completion = Box<dyn FnOnce(Result<(), StoreFailed>) + Send>;
+
+/// Whose directory it is. Another one's is refused, untouched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster: String,
+    /// The node's id, from 1.
+    pub node: u64,
+}
+
+/// How to run a log.
+pub struct Options {
+    /// Size of a segment file; counts when the directory is created.
+    pub segment_bytes: u64,
+    /// Told of each body whose octets were overwritten and synced: index of its entry.
+    pub on_erased: Box<dyn Fn(&[LogIndex]) + Send + Sync>,
+    /// Told once, with the reason, when a write or sync failed. The node must end.
+    pub on_failure: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+/// What a directory's log says about the past.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// How often the directory was opened, this time included.
+    pub boots: u64,
+    /// True if nothing was ever written: the node may take part in a first formation.
+    pub pristine: bool,
+    /// The last vote.
+    pub vote: Option<Vote>,
+    /// The last position known to be committed.
+    pub committed: Option<LogPosition>,
+    /// The newest complete checkpoint.
+    pub checkpoint: Option<RecoveredCheckpoint>,
+    /// True if the tail may have held more than was found, by no fault of a torn write.
+    pub ambiguous_tail: bool,
+}
+
+/// A checkpoint as it was found.
+#[derive(Debug, Default, Clone)]
+pub struct RecoveredCheckpoint {
+    /// The state's position.
+    pub applied: LogPosition,
+    /// The small tables.
+    pub tables: Bytes,
+    /// Rows by key.
+    pub rows: std::collections::BTreeMap<u128, Bytes>,
+}
+
+/// The state of the queue at a position: what changed since the checkpoint before.
+pub struct Checkpoint {
+    /// Everything up to here is folded in.
+    pub applied: LogPosition,
+    /// New or changed rows. A row is at most [`HEAD_BYTES_MAX`] minus 16 octets.
+    pub rows: Vec<(u128, Vec<u8>)>,
+    /// Keys that are no longer part of the state.
+    pub gone: Vec<u128>,
+    /// The small tables, whole.
+    pub tables: Vec<u8>,
+    /// Void every key that `rows` does not name (after a snapshot was installed).
+    pub replaces_all: bool,
+}
+
+pub(crate) struct Inner {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) identity: Identity,
+    pub(crate) segment_bytes: u64,
+    state: Mutex<LogState>,
+    superblock: Mutex<Superblock>,
+    active: Mutex<SegmentId>,
+    pool: Mutex<Vec<(u32, Arc<dyn DiskFile>)>>,
+    next_slot: Mutex<u32>,
+    pub(crate) options: Options,
+    stop: Mutex<bool>,
+    pub(crate) wake: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    pub(crate) fn state(&self) -> MutexGuard<'_, LogState> {
+        lock(&self.state)
+    }
+
+    fn superblock(&self) -> MutexGuard<'_, Superblock> {
+        lock(&self.superblock)
+    }
+
+    pub(crate) fn active(&self) -> SegmentId {
+        *lock(&self.active)
+    }
+
+    fn set_active(&self, id: SegmentId) {
+        *lock(&self.active) = id;
+    }
+
+    fn active_end(&self, id: SegmentId) -> (Arc<dyn DiskFile>, u32) {
+        let state = self.state();
+        let segment = state.segments.get(&id).expect("the active segment is never recycled");
+        (segment.file.clone(), segment.end)
+    }
+
+    /// Stops the log for good.
+    pub(crate) fn fail(&self, why: &str) {
+        let first = self.state().failed.replace(why.to_owned()).is_none();
+        if first {
+            tracing::error!(why, "the log has stopped");
+            (self.options.on_failure)(why);
+        }
+    }
+
+    /// Waits a while or until the log closes; true once it has closed.
+    pub(crate) fn pause(&self, how_long: std::time::Duration) -> bool {
+        let stop = lock(&self.stop);
+        if *stop {
+            return true;
+        }
+        let (stop, _) = self.wake.wait_timeout(stop, how_long).unwrap_or_else(PoisonError::into_inner);
+        *stop
+    }
+}
+
+/// A node's log. Dropping it completes what waits and stops its threads.
+pub struct Log {
+    inner: Arc<Inner>,
+    requests: Option<SyncSender<Request>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Log {
+    /// Opens the log of `identity`, or creates it if the directory is empty.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong and what to do; the directory is untouched then, except that after a crash a
+    /// torn tail may have been cut.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        options: Options,
+    ) -> Result<(Log, Recovered), OpenError> {
+        let opened = fold::open(&*disk, &identity, options.segment_bytes)?;
+        let inner = Arc::new(Inner {
+            segment_bytes: opened.superblock.contents.segment_bytes,
+            disk,
+            identity,
+            active: Mutex::new(opened.active),
+            pool: Mutex::new(Vec::new()),
+            next_slot: Mutex::new(opened.next_slot),
+            state: Mutex::new(opened.state),
+            superblock: Mutex::new(opened.superblock),
+            options,
+            stop: Mutex::new(false),
+            wake: Condvar::new(),
+        });
+        let (requests, receiver) = sync_channel(WRITER_QUEUE_MAX);
+        let writer = Writer {
+            inner: inner.clone(),
+            active: opened.active,
+            written: opened.written,
+            synced: opened.synced,
+            fresh: true,
+        };
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(run)
+                .map_err(|error| OpenError::Io { what: format!("starting thread {name}"), error })
+        };
+        let writer = spawn("log-writer", Box::new(move || writer.run(receiver)))?;
+        let eraser = crate::erase::Eraser { inner: inner.clone(), requests: requests.clone() };
+        let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots)))?;
+        let log = Log { inner, requests: Some(requests), threads: vec![eraser, writer] };
+        Ok((log, opened.recovered))
+    }
+
+    fn send(&self, request: Request) {
+        let Some(requests) = &self.requests else { return };
+        if let Err(refused) = requests.send(request) {
+            let why = self.inner.state().failed.clone().unwrap_or_else(|| "closed".into());
+            refused.0.done.into_iter().for_each(|done| done(Err(StoreFailed(why.clone()))));
+        }
+    }
+
+    /// Appends entries that follow the last one without a hole. They are readable at once.
+    ///
+    /// Head and body must be within [`crate::limits`]; the caller checks.
+    pub fn append(&self, entries: Vec<Entry>, done: Completion) {
+        let mut records = Vec::with_capacity(entries.len());
+        {
+            let mut state = self.inner.state();
+            for entry in entries {
+                debug_assert!(entry.head.len() <= HEAD_BYTES_MAX);
+                let ticket = state.push(&entry);
+                let Entry { at, head, body } = entry;
+                records.push((Record { kind: Kind::Entry, at, head, body }, Note::Entry(ticket)));
+            }
+        }
+        self.send(Request { records, done: Some(done) });
+    }
+
+    /// Records a vote. Whoever awaits `done` knows it durable.
+    pub fn save_vote(&self, vote: Vote, done: Completion) {
+        let inner = self.inner.clone();
+        let done: Completion = Box::new(move |result| {
+            if result.is_ok() {
+                inner.state().vote = Some(vote);
+            }
+            done(result);
+        });
+        let record = Record::of(Kind::Vote, codec::encode(&vote));
+        self.send(Request { records: vec![(record, Note::None)], done: Some(done) });
+    }
+
+    /// Notes how far the cluster has committed. Written with the next batch; nobody waits for it.
+    pub fn save_committed(&self, at: LogPosition) {
+        self.inner.state().committed = Some(at);
+    }
+
+    /// Voids all entries from `from` on. Returns once queued in order; what is appended next follows `from`.
+    pub fn truncate_from(&self, from: LogIndex) {
+        self.inner.state().truncate_from(from);
+        let at = LogPosition { index: from, ..LogPosition::default() };
+        let record = Record { at, ..Record::of(Kind::Truncate, Vec::new()) };
+        self.send(Request { records: vec![(record, Note::None)], done: None });
+    }
+
+    /// Raises the floor: entries up to `floor` are no longer asked for. Live bodies stay.
+    pub fn purge(&self, floor: LogPosition) {
+        self.inner.state().purge(floor);
+        let record = Record { at: floor, ..Record::of(Kind::Floor, Vec::new()) };
+        self.send(Request { records: vec![(record, Note::None)], done: None });
+    }
+
+    /// Writes a checkpoint; `done` runs when a restart would fold from it.
+    pub fn checkpoint(&self, checkpoint: Checkpoint, done: Completion) {
+        let Checkpoint { applied, rows, mut gone, tables, replaces_all } = checkpoint;
+        let (number, void) = {
+            let mut state = self.inner.state();
+            state.checkpoint += 1;
+            if replaces_all {
+                let named: BTreeSet<u128> = rows.iter().map(|(key, _)| *key).collect();
+                gone = state.row_copies.keys().filter(|k| !named.contains(k)).copied().collect();
+            }
+            (state.checkpoint, state.void.iter().copied().collect())
+        };
+        let at = LogPosition { index: LogIndex(number), ..LogPosition::default() };
+        let mut records = Vec::with_capacity(rows.len() + 3);
+        for (key, row) in rows {
+            let mut head = key.to_le_bytes().to_vec();
+            head.extend_from_slice(&row);
+            records.push((Record { at, ..Record::of(Kind::Row, head) }, Note::Row { key, number }));
+        }
+        for keys in gone.chunks(10_000) {
+            let head = codec::encode(&codec::Gone { keys: keys.to_vec() });
+            records.push((Record { at, ..Record::of(Kind::Gone, head) }, Note::Gone(keys.to_vec())));
+        }
+        let mut parts = 0;
+        for bytes in tables.chunks(codec::TABLE_PART_BYTES) {
+            let head = codec::encode(&TablePart { part: parts, bytes: bytes.to_vec() });
+            records.push((Record { at, ..Record::of(Kind::Table, head) }, Note::Table { number }));
+            parts += 1;
+        }
+        let end = codec::encode(&CheckpointEnd { applied, parts, void });
+        records.push((Record { at, ..Record::of(Kind::CheckpointEnd, end) }, Note::CheckpointEnd));
+        self.send(Request { records, done: Some(done) });
+    }
+
+    /// Stores a body that came from another node, under the index of the entry that brought it there.
+    pub fn store_body(&self, at: LogPosition, body: Bytes, done: Completion) {
+        let ticket = {
+            let mut state = self.inner.state();
+            state.kill_body(at.index);
+            state.next_ticket += 1;
+            let ticket = state.next_ticket;
+            state.bodies.insert(at.index, (ticket, None));
+            ticket
+        };
+        let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
+        self.send(Request { records: vec![(record, Note::Body(ticket))], done: Some(done) });
+    }
+
+    /// Ends the story of a body: its octets are overwritten within a second or so.
+    pub fn erase(&self, index: LogIndex) {
+        self.inner.state().kill_body(index);
+    }
+
+    /// Ends the story of every body up to `applied` that is not in `live`: what a node does after a restart, before
+    /// it serves, since it may have missed why they died. Returns how many that were.
+    pub fn erase_all_but(&self, live: &BTreeSet<LogIndex>, applied: LogIndex) -> usize {
+        let mut state = self.inner.state();
+        let dead: Vec<LogIndex> =
+            state.bodies.range(..=applied).map(|(i, _)| *i).filter(|i| !live.contains(i)).collect();
+        dead.iter().for_each(|index| state.kill_body(*index));
+        dead.len()
+    }
+
+    /// Bodies that are dead and not yet overwritten.
+    pub fn erase_backlog(&self) -> usize {
+        self.inner.state().dying.len()
+    }
+
+    /// The last vote that is durable.
+    pub fn vote(&self) -> Option<Vote> {
+        self.inner.state().vote
+    }
+
+    /// The last position that was said to be committed.
+    pub fn committed(&self) -> Option<LogPosition> {
+        self.inner.state().committed
+    }
+
+    /// The last purged position.
+    pub fn floor(&self) -> Option<LogPosition> {
+        self.inner.state().floor
+    }
+
+    /// The last entry's position, or the floor.
+    pub fn last(&self) -> Option<LogPosition> {
+        self.inner.state().last()
+    }
+
+    /// Whether a live body of this index is here.
+    pub fn has_body(&self, index: LogIndex) -> bool {
+        self.inner.state().bodies.contains_key(&index)
+    }
+
+    /// Free room, what is held and what of it is live.
+    pub fn space(&self) -> SpaceReport {
+        self.inner.space()
+    }
+
+    /// Checks the invariants of what is held in memory. For tests.
+    pub fn check(&self) {
+        self.inner.state().check();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        *lock(&self.inner.stop) = true;
+        self.inner.wake.notify_all();
+        self.requests = None;
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
+            }
+        }
+    }
+}

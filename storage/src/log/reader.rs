@@ -1,0 +1,132 @@
+//! Reading entries and bodies back. Every read is verified against the record's header, so a wrong octet is an error and
+//! never a message.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Entry, Log};
+use crate::disk::DiskFile;
+use crate::error::ReadError;
+use crate::position::{Location, LogIndex, LogPosition, Term};
+use crate::record::{self, HEADER_BYTES};
+
+enum Source {
+    Memory(Bytes, Bytes),
+    Disk { file: Arc<dyn DiskFile>, location: Location, body: bool },
+}
+
+impl Log {
+    /// Entries of `range`, as far as the log has them and until their octets exceed `bytes_max`; at least one if there
+    /// is one. A body that was erased is empty.
+    ///
+    /// # Errors
+    /// If a record cannot be read or is damaged.
+    pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        let mut sources = Vec::new();
+        {
+            let state = self.inner.state();
+            let mut bytes = 0;
+            for index in range.start.max(state.first)..range.end {
+                let index = LogIndex(index);
+                let Some(slot) = state.slot(index) else { break };
+                let at = LogPosition { term: slot.term, index };
+                let source = match (&slot.cached, slot.location) {
+                    (Some((head, body)), _) => {
+                        bytes += head.len() + body.len();
+                        Source::Memory(head.clone(), body.clone())
+                    }
+                    (None, Some(location)) => {
+                        let live = state.bodies.get(&index).is_some_and(|(t, _)| *t == slot.ticket);
+                        let Some(segment) = state.segments.get(&location.segment) else {
+                            return Err(damaged(location, "its segment is gone"));
+                        };
+                        bytes += location.head_bytes as usize + location.body_bytes as usize;
+                        Source::Disk { file: segment.file.clone(), location, body: live }
+                    }
+                    (None, None) => unreachable!("an entry is in memory until its record is written"),
+                };
+                sources.push((at, source));
+                if bytes >= bytes_max {
+                    break;
+                }
+            }
+        }
+        sources
+            .into_iter()
+            .map(|(at, source)| match source {
+                Source::Memory(head, body) => Ok(Entry { at, head, body }),
+                Source::Disk { file, location, body } => {
+                    let (head, read) = read(&*file, location, at, body)?;
+                    Ok(Entry { at, head, body: read })
+                }
+            })
+            .collect()
+    }
+
+    /// The term of the entry at `index`, if the log has it.
+    pub fn term_of(&self, index: LogIndex) -> Option<Term> {
+        self.inner.state().slot(index).map(|slot| slot.term)
+    }
+
+    /// The body that entry `index` brought.
+    ///
+    /// # Errors
+    /// [`ReadError::Absent`] if it was erased or never was here; otherwise the disk's fault.
+    pub fn body(&self, index: LogIndex) -> Result<Bytes, ReadError> {
+        let (file, location) = {
+            let state = self.inner.state();
+            let Some((ticket, location)) = state.bodies.get(&index).copied() else {
+                return Err(ReadError::Absent(index));
+            };
+            if let Some(slot) = state.slot(index)
+                && slot.ticket == ticket
+                && let Some((_, body)) = &slot.cached
+            {
+                return Ok(body.clone());
+            }
+            let Some(location) = location else { return Err(ReadError::Absent(index)) };
+            let Some(segment) = state.segments.get(&location.segment) else {
+                return Err(damaged(location, "its segment is gone"));
+            };
+            (segment.file.clone(), location)
+        };
+        let at = LogPosition { term: Term(0), index };
+        read(&*file, location, at, true).map(|(_, body)| body)
+    }
+}
+
+fn damaged(at: Location, why: &str) -> ReadError {
+    ReadError::Damaged { at, why: why.into() }
+}
+
+fn read(
+    file: &dyn DiskFile,
+    location: Location,
+    at: LogPosition,
+    with_body: bool,
+) -> Result<(Bytes, Bytes), ReadError> {
+    let head_end = HEADER_BYTES + location.head_bytes as usize;
+    let body_bytes = if with_body { location.body_bytes as usize } else { 0 };
+    let mut bytes = vec![0; head_end + body_bytes];
+    file.read_at(&mut bytes, location.offset as u64)
+        .map_err(|error| ReadError::Io { at: location, error })?;
+    let header = record::read_header(&bytes, location.segment, location.offset)
+        .map_err(|invalid| damaged(location, &invalid.to_string()))?;
+    if header.at.index != at.index
+        || header.head_bytes != location.head_bytes
+        || header.body_bytes != location.body_bytes
+    {
+        return Err(damaged(location, "another record stands here"));
+    }
+    let bytes = Bytes::from(bytes);
+    let (head, body) = (bytes.slice(HEADER_BYTES..head_end), bytes.slice(head_end..));
+    if !header.head_matches(&head) {
+        return Err(damaged(location, "the head's CRC is wrong"));
+    }
+    if with_body && !header.body_matches(&body) {
+        return Err(damaged(location, "the body's CRC is wrong"));
+    }
+    Ok((head, body))
+}

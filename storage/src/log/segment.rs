@@ -1,0 +1,135 @@
+//! Segment files: zeroed before use, reused afterwards, and the room that is left.
+//!
+//! A file is `segment-NNNNNN`; the superblock says which segment stands in it. Files that it does not name are spare.
+//! Zeroing is synced before a file enters the pool, so that a torn batch shows as blocks of zeros (`recovery`).
+
+use std::sync::Arc;
+
+use super::{Inner, lock};
+use crate::disk::{Disk, DiskFile};
+use crate::limits::POOL_SEGMENTS_MAX;
+use crate::position::SegmentId;
+
+const ZERO_CHUNK_BYTES: usize = 1 << 20;
+
+/// Room on the disk, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceReport {
+    /// Free on the file system, plus spare segments.
+    pub free_bytes: u64,
+    /// Held by segments in use.
+    pub held_bytes: u64,
+    /// Octets of live bodies among them.
+    pub live_body_bytes: u64,
+    /// Size of a segment.
+    pub segment_bytes: u64,
+}
+
+pub(super) fn file_name(slot: u32) -> String {
+    format!("segment-{slot:06}")
+}
+
+pub(super) fn slot_of(name: &str) -> Option<u32> {
+    name.strip_prefix("segment-")?.parse().ok()
+}
+
+/// Overwrites a file with zeros and syncs it.
+pub(crate) fn zero(file: &dyn DiskFile, bytes: u64) -> std::io::Result<()> {
+    zero_from(file, 0, bytes)
+}
+
+/// Overwrites a file with zeros from an offset on and syncs it.
+pub(super) fn zero_from(file: &dyn DiskFile, from: u64, bytes: u64) -> std::io::Result<()> {
+    let zeros = vec![0; ZERO_CHUNK_BYTES];
+    let mut at = from;
+    while at < bytes {
+        let n = (bytes - at).min(ZERO_CHUNK_BYTES as u64);
+        file.write_at(&zeros[..n as usize], at)?;
+        at += n;
+    }
+    file.sync_data()
+}
+
+pub(super) fn create(disk: &dyn Disk, slot: u32, bytes: u64) -> std::io::Result<Arc<dyn DiskFile>> {
+    let file = disk.create(&file_name(slot))?;
+    zero(&*file, bytes)?;
+    disk.sync_dir()?;
+    Ok(file)
+}
+
+impl Inner {
+    /// A zeroed file for a new segment: from the pool, or made now if the pool is empty.
+    pub(super) fn take_segment_file(&self) -> std::io::Result<(u32, Arc<dyn DiskFile>)> {
+        if let Some(spare) = lock(&self.pool).pop() {
+            self.wake.notify_all();
+            return Ok(spare);
+        }
+        self.create_segment_file()
+    }
+
+    fn create_segment_file(&self) -> std::io::Result<(u32, Arc<dyn DiskFile>)> {
+        let slot = {
+            let mut next = lock(&self.next_slot);
+            *next += 1;
+            *next - 1
+        };
+        let made = create(&*self.disk, slot, self.segment_bytes);
+        if made.is_err() {
+            // A file that could not be filled only takes room.
+            if let Err(e) = self.disk.remove(&file_name(slot)) {
+                tracing::warn!(slot, error = %e, "could not remove an unfinished segment file");
+            }
+        }
+        Ok((slot, made?))
+    }
+
+    /// Keeps one zeroed file ready. Want of room is not an error here.
+    pub(crate) fn fill_pool(&self) {
+        if lock(&self.pool).is_empty() {
+            match self.create_segment_file() {
+                Ok(spare) => lock(&self.pool).push(spare),
+                Err(e) => tracing::warn!(error = %e, "no room for a spare segment"),
+            }
+        }
+    }
+
+    /// Takes a file back: zeroes it for the pool, or removes it if the pool is full.
+    pub(crate) fn give_back(&self, slot: u32, file: Arc<dyn DiskFile>) -> std::io::Result<()> {
+        if lock(&self.pool).len() < POOL_SEGMENTS_MAX {
+            zero(&*file, self.segment_bytes)?;
+            lock(&self.pool).push((slot, file));
+            return Ok(());
+        }
+        self.disk.remove(&file_name(slot))?;
+        self.disk.sync_dir()
+    }
+
+    /// Reopens and zeroes files that no segment stands in, found at the start.
+    pub(crate) fn adopt(&self, slots: Vec<u32>) -> std::io::Result<()> {
+        for slot in slots {
+            let file = self.disk.open(&file_name(slot))?;
+            self.give_back(slot, file)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a segment that holds nothing live out of the superblock, durably, and out of memory.
+    pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<(u32, Arc<dyn DiskFile>)>> {
+        let mut superblock = self.superblock();
+        superblock.contents.segments.retain(|(other, _)| *other != id);
+        superblock.store()?;
+        drop(superblock);
+        Ok(self.state().remove_segment(id).map(|segment| (segment.slot, segment.file)))
+    }
+
+    pub(super) fn space(&self) -> SpaceReport {
+        let spare = lock(&self.pool).len() as u64 * self.segment_bytes;
+        let state = self.state();
+        SpaceReport {
+            free_bytes: self.disk.free_bytes().unwrap_or(0) + spare,
+            held_bytes: state.segments.len() as u64 * self.segment_bytes,
+            live_body_bytes: state.segments.values().map(|s| s.live_body_bytes).sum(),
+            segment_bytes: self.segment_bytes,
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! What a running node knows of its log: where each entry, body and row stands, and what keeps a segment alive.
+//!
+//! The invariants, checked by `LogState::check` in tests and debug builds:
+//! `floor < first entry`, entries are consecutive, and each segment's count of live things is what a recount gives.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::Vote;
+use crate::disk::DiskFile;
+use crate::limits::CACHE_BYTES_MAX;
+use crate::position::{Location, LogIndex, LogPosition, SegmentId, Term};
+
+/// An entry of the replicated log. The meaning of head and body is the caller's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Term and index.
+    pub at: LogPosition,
+    /// Structured part, always present.
+    pub head: Bytes,
+    /// Raw part; empty if there was none or it was erased.
+    pub body: Bytes,
+}
+
+/// Names one append, so that a late write is not taken for an entry that replaced it.
+pub(crate) type Ticket = u64;
+
+pub(crate) struct Slot {
+    pub(crate) term: Term,
+    pub(crate) ticket: Ticket,
+    pub(crate) location: Option<Location>,
+    pub(crate) cached: Option<(Bytes, Bytes)>,
+}
+
+/// A segment in use.
+pub(crate) struct Segment {
+    pub(crate) slot: u32,
+    pub(crate) file: Arc<dyn DiskFile>,
+    /// Where its records end; for the active segment, where the next batch begins.
+    pub(crate) end: u32,
+    /// Entries above the floor, bodies, current rows and table parts in it.
+    pub(crate) live: u64,
+    /// Octets of bodies in it that are live.
+    pub(crate) live_body_bytes: u64,
+    /// Ranges that were erased, from intents.
+    pub(crate) erased: Vec<(u32, u32)>,
+    /// Segments that intents in this one name.
+    pub(crate) intents_for: BTreeSet<SegmentId>,
+    /// Keys with a row record here, current or not.
+    pub(crate) row_keys: Vec<u128>,
+    /// Keys with a `Gone` record here.
+    pub(crate) gone_keys: Vec<u128>,
+    /// Numbers of checkpoints that have a row, table part or end here.
+    pub(crate) checkpoints: BTreeSet<u64>,
+}
+
+impl Segment {
+    pub(crate) fn new(slot: u32, file: Arc<dyn DiskFile>) -> Segment {
+        Segment {
+            slot,
+            file,
+            end: 0,
+            live: 0,
+            live_body_bytes: 0,
+            erased: Vec::new(),
+            intents_for: BTreeSet::new(),
+            row_keys: Vec::new(),
+            gone_keys: Vec::new(),
+            checkpoints: BTreeSet::new(),
+        }
+    }
+}
+
+/// A body whose story is over and whose octets are still there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dying {
+    pub(crate) index: LogIndex,
+    pub(crate) location: Location,
+}
+
+#[derive(Default)]
+pub(crate) struct LogState {
+    /// Index of `slots[0]`.
+    pub(crate) first: u64,
+    pub(crate) slots: VecDeque<Slot>,
+    pub(crate) floor: Option<LogPosition>,
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: Option<LogPosition>,
+    /// Bodies that are not erased, above and below the floor.
+    pub(crate) bodies: BTreeMap<LogIndex, (Ticket, Option<Location>)>,
+    pub(crate) segments: BTreeMap<SegmentId, Segment>,
+    /// Segment of the current row of each key.
+    pub(crate) rows: BTreeMap<u128, SegmentId>,
+    /// How many row records each key has in all segments.
+    pub(crate) row_copies: BTreeMap<u128, u32>,
+    /// Keys whose rows are void, and the segment of the record that says so.
+    pub(crate) gone: BTreeMap<u128, SegmentId>,
+    /// Segments of the newest checkpoint's tables and end.
+    pub(crate) tables: Vec<SegmentId>,
+    /// Number of the newest checkpoint that was begun.
+    pub(crate) checkpoint: u64,
+    /// Numbers of checkpoints that a crash cut short.
+    pub(crate) void: BTreeSet<u64>,
+    pub(crate) dying: Vec<Dying>,
+    pub(crate) next_ticket: Ticket,
+    cached_bytes: usize,
+    evicted_to: u64,
+    pub(crate) failed: Option<String>,
+}
+
+impl LogState {
+    /// Position of the last entry, or the floor if there is none above it.
+    pub(crate) fn last(&self) -> Option<LogPosition> {
+        match self.slots.back() {
+            Some(slot) => Some(LogPosition {
+                term: slot.term,
+                index: LogIndex(self.first + self.slots.len() as u64 - 1),
+            }),
+            None => self.floor,
+        }
+    }
+
+    pub(crate) fn slot(&self, index: LogIndex) -> Option<&Slot> {
+        self.slots.get(usize::try_from(index.0.checked_sub(self.first)?).ok()?)
+    }
+
+    pub(crate) fn slot_mut(&mut self, index: LogIndex) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(index.0.checked_sub(self.first)?).ok()?)
+    }
+
+    fn add_live(&mut self, segment: SegmentId, body_bytes: u32) {
+        if let Some(s) = self.segments.get_mut(&segment) {
+            s.live += 1;
+            s.live_body_bytes += body_bytes as u64;
+        }
+    }
+
+    fn drop_live(&mut self, segment: SegmentId, body_bytes: u32) {
+        if let Some(s) = self.segments.get_mut(&segment) {
+            debug_assert!(s.live > 0, "segment {segment} has fewer live things than were dropped");
+            s.live = s.live.saturating_sub(1);
+            s.live_body_bytes = s.live_body_bytes.saturating_sub(body_bytes as u64);
+        }
+    }
+
+    /// Adds an entry at the end. Its location is not known yet.
+    pub(crate) fn push(&mut self, entry: &Entry) -> Ticket {
+        if self.slots.is_empty() {
+            self.first = entry.at.index.0;
+            self.evicted_to = self.first;
+        }
+        debug_assert_eq!(entry.at.index.0, self.first + self.slots.len() as u64, "the log has no holes");
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        self.cached_bytes += entry.head.len() + entry.body.len();
+        self.slots.push_back(Slot {
+            term: entry.at.term,
+            ticket,
+            location: None,
+            cached: Some((entry.head.clone(), entry.body.clone())),
+        });
+        if !entry.body.is_empty() {
+            // A body of the same index can be left from a truncation only; truncate_from removed it.
+            self.bodies.insert(entry.at.index, (ticket, None));
+        }
+        ticket
+    }
+
+    /// An entry's record is on disk.
+    pub(crate) fn entry_written(&mut self, index: LogIndex, ticket: Ticket, location: Location) {
+        if let Some(slot) = self.slot_mut(index)
+            && slot.ticket == ticket
+        {
+            slot.location = Some(location);
+            self.add_live(location.segment, 0);
+        }
+        if location.body_bytes > 0 {
+            self.body_written(index, ticket, location);
+        }
+    }
+
+    /// A body is on disk. If it died meanwhile it goes to the erase plan.
+    pub(crate) fn body_written(&mut self, index: LogIndex, ticket: Ticket, location: Location) {
+        match self.bodies.get_mut(&index) {
+            Some((t, place)) if *t == ticket => {
+                *place = Some(location);
+                self.add_live(location.segment, location.body_bytes);
+            }
+            _ => {
+                self.add_live(location.segment, location.body_bytes);
+                self.dying.push(Dying { index, location });
+            }
+        }
+    }
+
+    /// Ends a body's story. Its octets go to the erase plan as soon as their place is known.
+    pub(crate) fn kill_body(&mut self, index: LogIndex) {
+        if let Some((_, place)) = self.bodies.remove(&index)
+            && let Some(location) = place
+        {
+            self.dying.push(Dying { index, location });
+        }
+        if let Some(slot) = self.slot_mut(index)
+            && let Some((_, body)) = &mut slot.cached
+        {
+            let freed = std::mem::take(body).len();
+            self.cached_bytes -= freed;
+        }
+    }
+
+    /// The octets are gone from the disk.
+    pub(crate) fn body_erased(&mut self, dying: &Dying) {
+        self.drop_live(dying.location.segment, dying.location.body_bytes);
+    }
+
+    /// Voids entries from `from` on; their bodies die.
+    pub(crate) fn truncate_from(&mut self, from: LogIndex) {
+        while !self.slots.is_empty() && self.first + self.slots.len() as u64 > from.0 {
+            let index = LogIndex(self.first + self.slots.len() as u64 - 1);
+            self.kill_body(index);
+            let slot = self.slots.pop_back().expect("not empty");
+            self.forget_slot(&slot);
+        }
+    }
+
+    /// Forgets entries up to `floor`; their bodies stay.
+    pub(crate) fn purge(&mut self, floor: LogPosition) {
+        while !self.slots.is_empty() && self.first <= floor.index.0 {
+            let slot = self.slots.pop_front().expect("not empty");
+            self.first += 1;
+            self.forget_slot(&slot);
+        }
+        if self.floor.is_none_or(|old| old.index < floor.index) {
+            self.floor = Some(floor);
+        }
+        self.evicted_to = self.evicted_to.max(self.first);
+    }
+
+    fn forget_slot(&mut self, slot: &Slot) {
+        if let Some((head, body)) = &slot.cached {
+            self.cached_bytes -= head.len() + body.len();
+        }
+        if let Some(location) = slot.location {
+            self.drop_live(location.segment, 0);
+        }
+    }
+
+    /// Lets go of the oldest cached entries beyond the bound, as far as they are on disk.
+    pub(crate) fn evict(&mut self) {
+        while self.cached_bytes > CACHE_BYTES_MAX {
+            let index = LogIndex(self.evicted_to);
+            let Some(slot) = self.slot_mut(index) else { return };
+            if slot.location.is_none() {
+                return;
+            }
+            if let Some((head, body)) = slot.cached.take() {
+                self.cached_bytes -= head.len() + body.len();
+            }
+            self.evicted_to += 1;
+        }
+    }
+
+    /// A row's record is on disk; it counts once its checkpoint is complete.
+    pub(crate) fn row_written(&mut self, key: u128, number: u64, segment: SegmentId) {
+        *self.row_copies.entry(key).or_default() += 1;
+        if let Some(s) = self.segments.get_mut(&segment) {
+            s.row_keys.push(key);
+            s.checkpoints.insert(number);
+        }
+    }
+
+    /// A checkpoint is complete: its rows replace older ones, its tables the older tables.
+    pub(crate) fn checkpoint_complete(
+        &mut self,
+        rows: &[(u128, SegmentId)],
+        gone: &[(u128, SegmentId)],
+        tables: Vec<SegmentId>,
+    ) {
+        for (key, segment) in rows {
+            if let Some(old) = self.rows.insert(*key, *segment) {
+                self.drop_live(old, 0);
+            }
+            self.add_live(*segment, 0);
+        }
+        for (key, segment) in gone {
+            if let Some(old) = self.rows.remove(key) {
+                self.drop_live(old, 0);
+            }
+            if self.row_copies.contains_key(key) {
+                self.gone.insert(*key, *segment);
+                if let Some(s) = self.segments.get_mut(segment) {
+                    s.gone_keys.push(*key);
+                }
+            }
+        }
+        for segment in &tables {
+            self.add_live(*segment, 0);
+        }
+        for old in std::mem::replace(&mut self.tables, tables) {
+            self.drop_live(old, 0);
+        }
+    }
+
+    /// Tombstones stand in another segment now.
+    pub(crate) fn gone_again(&mut self, keys: Vec<u128>, segment: SegmentId) {
+        for key in keys {
+            if let Some(place) = self.gone.get_mut(&key) {
+                *place = segment;
+                if let Some(s) = self.segments.get_mut(&segment) {
+                    s.gone_keys.push(key);
+                }
+            }
+        }
+    }
+
+    /// Forgets a segment that holds nothing live, and what only its records made necessary.
+    pub(crate) fn remove_segment(&mut self, id: SegmentId) -> Option<Segment> {
+        let segment = self.segments.remove(&id)?;
+        for key in &segment.row_keys {
+            if let Some(copies) = self.row_copies.get_mut(key) {
+                *copies -= 1;
+                if *copies == 0 {
+                    self.row_copies.remove(key);
+                    self.gone.remove(key);
+                }
+            }
+        }
+        for other in self.segments.values_mut() {
+            other.intents_for.remove(&id);
+        }
+        let void = std::mem::take(&mut self.void);
+        self.void = void
+            .into_iter()
+            .filter(|number| self.segments.values().any(|s| s.checkpoints.contains(number)))
+            .collect();
+        Some(segment)
+    }
+
+    /// Recounts what is live and compares. For tests and debug builds.
+    pub(crate) fn check(&self) {
+        let mut live: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        for slot in &self.slots {
+            if let Some(l) = slot.location {
+                *live.entry(l.segment).or_default() += 1;
+            }
+        }
+        let places = self.bodies.values().filter_map(|(_, l)| *l);
+        for l in places.chain(self.dying.iter().map(|d| d.location)) {
+            *live.entry(l.segment).or_default() += 1;
+        }
+        for segment in self.rows.values().chain(&self.tables) {
+            *live.entry(*segment).or_default() += 1;
+        }
+        for (id, segment) in &self.segments {
+            // Bodies in the hands of the keeper are counted in the segment and no longer in `dying`.
+            assert!(
+                segment.live >= live.get(id).copied().unwrap_or(0),
+                "segment {id} would be recycled too early"
+            );
+        }
+        if let Some(floor) = self.floor
+            && !self.slots.is_empty()
+        {
+            assert!(floor.index.0 < self.first, "floor < first entry");
+        }
+    }
+}

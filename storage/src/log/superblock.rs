@@ -1,0 +1,119 @@
+//! The superblock: who owns the directory and which segment stands in which file.
+//!
+//! File `superblock`, two copies of 1 MiB each. A copy is `HFSB`, version (1 byte), three zero bytes, payload length
+//! (u32), CRC-32 of the payload (u32), payload. Valid if and only if magic, version, length and CRC are right; the
+//! valid copy with the higher sequence number counts. A write goes to the other copy and is synced, so a crash
+//! at the worst moment leaves the one before.
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+
+use crate::codec;
+use crate::disk::{Disk, DiskFile};
+use crate::error::OpenError;
+use crate::limits::SUPERBLOCK_COPY_BYTES;
+use crate::position::SegmentId;
+
+const NAME: &str = "superblock";
+const MAGIC: [u8; 4] = *b"HFSB";
+const VERSION: u8 = 1;
+const PREFIX_BYTES: usize = 16;
+
+/// What the superblock says.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) struct Contents {
+    pub(crate) sequence: u64,
+    pub(crate) cluster: String,
+    pub(crate) node: u64,
+    /// How often the directory was opened.
+    pub(crate) boots: u64,
+    pub(crate) segment_bytes: u64,
+    /// Segments in use and the number of the file of each, in rising order.
+    pub(crate) segments: Vec<(SegmentId, u32)>,
+    /// The highest segment id ever used.
+    pub(crate) newest: SegmentId,
+}
+
+/// The superblock's file.
+pub(crate) struct Superblock {
+    file: Arc<dyn DiskFile>,
+    pub(crate) contents: Contents,
+}
+
+impl Superblock {
+    /// Creates the superblock of an empty directory, durably.
+    pub(crate) fn create(disk: &dyn Disk, contents: Contents) -> std::io::Result<Superblock> {
+        let file = disk.create(NAME)?;
+        file.write_at(&vec![0; 2 * SUPERBLOCK_COPY_BYTES as usize], 0)?;
+        let mut superblock = Superblock { file, contents };
+        superblock.store()?;
+        disk.sync_dir()?;
+        Ok(superblock)
+    }
+
+    /// Reads the superblock; `None` if the directory holds none.
+    pub(crate) fn load(disk: &dyn Disk) -> Result<Option<Superblock>, OpenError> {
+        let io = |error| OpenError::Io { what: format!("{}/{NAME}", disk.name()), error };
+        if !disk.list().map_err(io)?.iter().any(|name| name == NAME) {
+            return Ok(None);
+        }
+        let file = disk.open(NAME).map_err(io)?;
+        let mut newest: Option<Contents> = None;
+        for copy in 0..2 {
+            let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
+            if file.read_at(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_err() {
+                continue;
+            }
+            if let Some(contents) = parse(disk, &bytes)?
+                && newest.as_ref().is_none_or(|n| n.sequence < contents.sequence)
+            {
+                newest = Some(contents);
+            }
+        }
+        match newest {
+            Some(contents) => Ok(Some(Superblock { file, contents })),
+            // Both copies are written before anything refers to the directory, so this is an interrupted creation
+            // only if nothing else is here, which the caller sees.
+            None => Err(OpenError::Damaged {
+                at: format!("{}/{NAME}", disk.name()),
+                why: "no copy of the superblock is valid".into(),
+            }),
+        }
+    }
+
+    /// Writes the contents to the older copy and syncs it.
+    pub(crate) fn store(&mut self) -> std::io::Result<()> {
+        self.contents.sequence += 1;
+        let payload = codec::encode(&self.contents);
+        let mut bytes = Vec::with_capacity(PREFIX_BYTES + payload.len());
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&[VERSION, 0, 0, 0]);
+        bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+        if bytes.len() as u64 > SUPERBLOCK_COPY_BYTES {
+            return Err(std::io::Error::other("the list of segments has outgrown the superblock"));
+        }
+        self.file.write_at(&bytes, (self.contents.sequence % 2) * SUPERBLOCK_COPY_BYTES)?;
+        self.file.sync_data()
+    }
+}
+
+fn parse(disk: &dyn Disk, bytes: &[u8]) -> Result<Option<Contents>, OpenError> {
+    if bytes[..4] != MAGIC {
+        return Ok(None);
+    }
+    if bytes[4] > VERSION {
+        let what = format!("{}/{NAME}", disk.name());
+        return Err(OpenError::NewerFormat { what, found: bytes[4], known: VERSION });
+    }
+    let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+    let Some(payload) = bytes.get(PREFIX_BYTES..PREFIX_BYTES + number(8) as usize) else {
+        return Ok(None);
+    };
+    if crc32fast::hash(payload) != number(12) {
+        return Ok(None);
+    }
+    Ok(codec::decode("superblock", payload).ok())
+}
