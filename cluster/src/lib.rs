@@ -1,1 +1,39 @@
-//! x
+//! Consensus: one Raft group over one log per node. openraft is named in this crate and nowhere else.
+//!
+//! What this crate promises: what [`Cluster::propose`] reports as applied is committed, and with a [`Receipt`] it is durable
+//! on nodes of two power and two network labels; a command's effect is the same on every node; a proposal may be
+//! repeated across a leader change, since the machine recognises it.
+//!
+//! What it must not know: SMTP, addresses, routes, what a command means. Commands, outcomes and bodies are opaque bytes;
+//! [`Machine`] is the seam to the layer above.
+
+mod boot;
+pub mod clock;
+mod cluster;
+mod codec;
+mod durability;
+pub mod lease;
+mod limits;
+mod log_store;
+mod machine;
+mod peer;
+pub mod placement;
+mod proposal;
+mod receipt;
+mod snapshot;
+mod state_machine;
+mod types;
+
+#[cfg(test)]
+mod contract;
+
+pub use boot::{Settings, StartError, start};
+pub use cluster::{Cluster, NodeReport, Report};
+pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport, Term};
+pub use lease::FinalDotPermit;
+pub use limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
+pub use machine::{Applied, Delta, Machine, Refusal};
+pub use peer::tls::{PeerTls, TlsFault, node_name};
+pub use placement::{Member, Placement};
+pub use proposal::{Fence, ProposeError, Proposed};
+pub use receipt::Receipt;

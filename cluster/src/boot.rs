@@ -1,0 +1,284 @@
+//! Starting a node's part in the cluster, in this order: open the log and fold the queue from it, listen to peers, agree on a
+//! first formation or find that there was one, start Raft, apply what is known to be committed, erase what is dead. Only then
+//! may the node serve.
+//!
+//! The first formation needs every initial member present and empty: two of three wiped directories never form a new
+//! cluster over the mail of the third.
+#![expect(clippy::disallowed_methods, reason = "this is the Peers edge: it binds the peers' listener")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use holdfast_storage::disk::Disk;
+use holdfast_storage::{Identity, Log, OpenError, Options};
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Config, SnapshotPolicy};
+use tokio::net::TcpListener;
+
+use crate::clock;
+use crate::cluster::{Cluster, Inner};
+use crate::durability::Gate;
+use crate::limits::{APPEND_ENTRIES_MAX, REQUEST};
+use crate::log_store::LogStore;
+use crate::machine::Machine;
+use crate::peer::client::{Local, Peer};
+use crate::peer::frame::{Answer, Past, Request};
+use crate::peer::network::Network;
+use crate::peer::server::{past, prepare, serve};
+use crate::peer::tls::PeerTls;
+use crate::placement::Member;
+use crate::state_machine::StateMachine;
+use crate::types::Raft;
+
+/// What a node needs to know to take part.
+pub struct Settings {
+    /// The cluster's id, written by `init`.
+    pub cluster: String,
+    /// This node's id.
+    pub id: u64,
+    /// Initial members, this node included.
+    pub members: BTreeMap<u64, Member>,
+    /// Where to listen for peers, `HOST:PORT`.
+    pub listen: String,
+    /// Who this node is among its peers.
+    pub tls: PeerTls,
+    /// Its data directory.
+    pub disk: Arc<dyn Disk>,
+    /// How to run the log.
+    pub log: Options,
+    /// Shortest and longest election timeout, ms. The lease follows from the longest.
+    pub election_ms: (u64, u64),
+    /// Heartbeat interval, ms.
+    pub heartbeat_ms: u64,
+}
+
+/// Why a node does not take part.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The peers' port.
+    #[error("[cluster] listen = {address}: {error}; is another process listening there?")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// The directory is empty, and the others know this node.
+    #[error(
+        "the data directory is empty, but node {by} knows this node as a member with data: refusing to start. Restore the \
+         directory, or remove the node from the cluster and add it under a new id"
+    )]
+    KnownElsewhere {
+        /// Who knows it.
+        by: u64,
+    },
+    /// The state on disk does not decode, or Raft did not start.
+    #[error("{0}")]
+    State(String),
+}
+
+/// Starts the node's part on a thread and a single-threaded runtime of its own. Returns when the node may serve.
+///
+/// # Errors
+/// [`StartError`], before anything was promised to a peer.
+pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let failed = |e: std::io::Error| StartError::State(format!("starting the consensus thread: {e}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    std::thread::Builder::new()
+        .name("consensus".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                let started = boot(settings, machine).await;
+                let keep = started.as_ref().ok().cloned();
+                drop(tell.send(started));
+                if let Some(cluster) = keep {
+                    housekeeping(cluster).await;
+                }
+            });
+        })
+        .map_err(failed)?;
+    told.recv().map_err(|_| StartError::State("the consensus thread ended".into()))?
+}
+
+async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
+    let Settings { cluster, id, members, listen, tls, disk, log, election_ms, heartbeat_ms } = settings;
+    let began = clock::now();
+    let listener = TcpListener::bind(&listen)
+        .await
+        .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
+    let (log, recovered) = Log::open(disk, Identity { cluster: cluster.clone(), node: id }, log)?;
+    let log = Arc::new(log);
+    let pristine = recovered.pristine;
+    let committed = recovered.committed.min(log.last());
+    let (state_machine, applied) =
+        StateMachine::restore(machine.clone(), log.clone(), recovered.checkpoint)
+            .map_err(StartError::State)?;
+    let local = Arc::new(Local { cluster, id, tls });
+    let promise = Duration::from_millis(election_ms.1);
+    let peers = members.iter().filter(|(peer, _)| **peer != id);
+    let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
+    let cluster = Cluster {
+        inner: Arc::new(Inner {
+            id,
+            log: log.clone(),
+            machine,
+            raft: OnceLock::new(),
+            gate: OnceLock::new(),
+            peers: Mutex::new(peers.collect()),
+            configured: members.clone(),
+            applied: applied.clone(),
+            heard: Mutex::new(None),
+            promise,
+            votes_from: began + promise,
+            prepared: Mutex::new(!pristine),
+        }),
+    };
+    tokio::spawn(serve(listener, local.clone(), cluster.clone()));
+    let form = match past(&cluster) {
+        Past::Formed(_) => false,
+        Past::Pristine | Past::Prepared => formation(&cluster).await?,
+    };
+    let config = Config {
+        cluster_name: local.cluster.clone(),
+        election_timeout_min: election_ms.0,
+        election_timeout_max: election_ms.1,
+        heartbeat_interval: heartbeat_ms,
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        // Purging is ours alone; openraft's own would go behind our back.
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        enable_elect: false,
+        ..Config::default()
+    };
+    let config = config.validate().map_err(|e| StartError::State(format!("consensus settings: {e}")))?;
+    let network = Network { local };
+    let raft = Raft::new(id, Arc::new(config), network, LogStore { log }, state_machine.clone())
+        .await
+        .map_err(|e| StartError::State(format!("starting consensus: {e}")))?;
+    drop(cluster.inner.gate.set(Gate::new(raft.clone())));
+    drop(cluster.inner.raft.set(raft.clone()));
+    if form {
+        raft.initialize(members).await.map_err(|e| StartError::State(format!("first formation: {e}")))?;
+    }
+    // Nothing looks at the state before it is where the last known commit left it.
+    if let Some(committed) = committed {
+        let mut applied = applied;
+        let there = applied.wait_for(|next| *next > committed.index.0);
+        let there = tokio::time::timeout(Duration::from_secs(600), there).await;
+        there
+            .map_err(|_| StartError::State("replaying the log took too long".into()))?
+            .map_err(|e| StartError::State(e.to_string()))?;
+    }
+    let erased = state_machine.started();
+    if erased > 0 {
+        tracing::info!(bodies = erased, "erasing what settled while this node was down");
+        while cluster.inner.log.erase_backlog() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    tokio::spawn(async move {
+        let wait = began + promise;
+        tokio::time::sleep_until(wait.into()).await;
+        raft.runtime_config().elect(true);
+    });
+    Ok(cluster)
+}
+
+/// Waits until it is clear how this empty node comes into a cluster. True if it is to form one.
+async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
+    let inner = &cluster.inner;
+    let lowest = inner.configured.keys().min().copied().unwrap_or(inner.id);
+    let was_prepared = || *inner.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut said = false;
+    loop {
+        let others: Vec<(u64, Peer)> = {
+            let peers = inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.iter().map(|(id, peer)| (*id, peer.clone())).collect()
+        };
+        let asks = others.iter().map(|(id, peer)| async move {
+            (*id, peer.ask(Request::Past, Vec::new(), Duration::from_secs(1)).await)
+        });
+        let mut empty = 1;
+        for (id, answer) in futures_util::future::join_all(asks).await {
+            match answer {
+                Ok((Answer::Past(Past::Pristine | Past::Prepared), _)) => empty += 1,
+                Ok((Answer::Past(Past::Formed(members)), _)) if members.contains(&inner.id) => {
+                    if !was_prepared() {
+                        return Err(StartError::KnownElsewhere { by: id });
+                    }
+                    return Ok(false); // the formation that this node agreed to has happened
+                }
+                _ => {}
+            }
+        }
+        if inner.id == lowest && empty == inner.configured.len() {
+            let agree = others.iter().map(|(_, peer)| peer.ask(Request::Prepare, Vec::new(), REQUEST));
+            let agreed = futures_util::future::join_all(agree).await;
+            if agreed.iter().all(|a| matches!(a, Ok((Answer::Done, _)))) {
+                prepare(cluster).await.map_err(StartError::State)?;
+                return Ok(true);
+            }
+        }
+        if was_prepared() && inner.id != lowest {
+            return Ok(false); // the lowest id forms it, and this node follows
+        }
+        if !said {
+            tracing::info!("waiting for all initial members: each must be present and empty");
+            said = true;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Entries applied, or time passed, after which the queue is checkpointed.
+const CHECKPOINT_ENTRIES: u64 = 20_000;
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
+/// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
+const KEEP_ENTRIES: u64 = 2_000;
+/// Entries that a leader keeps for a follower that is behind.
+const KEEP_FOR_LAGGARD: u64 = 500_000;
+
+/// Checkpoints the queue now and then, and raises the floor behind it.
+async fn housekeeping(cluster: Cluster) {
+    let raft = cluster.raft().clone();
+    let mut last_time = clock::now();
+    let mut requested = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let (applied, snapshot, purged, matched) = {
+            let metrics = raft.metrics();
+            let m = metrics.borrow_watched();
+            if m.running_state.is_err() {
+                return;
+            }
+            let next = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index() + 1);
+            let matched = m.replication.as_ref().map(|r| r.values().map(next).min().unwrap_or(0));
+            (next(&m.last_applied), next(&m.snapshot), next(&m.purged), matched)
+        };
+        let now = clock::now();
+        let due = applied >= requested + CHECKPOINT_ENTRIES
+            || applied > requested && now >= last_time + CHECKPOINT_AFTER;
+        if due {
+            (requested, last_time) = (applied, now);
+            if raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
+        let keep_from = match matched {
+            Some(slowest) => slowest.max(applied.saturating_sub(KEEP_FOR_LAGGARD)),
+            None => snapshot.saturating_sub(KEEP_ENTRIES),
+        };
+        let floor = snapshot.min(keep_from);
+        if floor > purged && raft.trigger().purge_log(floor - 1).await.is_err() {
+            return;
+        }
+    }
+}

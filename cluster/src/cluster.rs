@@ -1,0 +1,282 @@
+//! A node's part in the cluster, as the layers above use it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use bincode::{Decode, Encode};
+use holdfast_storage::{Bytes, Log, LogIndex, ReadError, SpaceReport, Term};
+use openraft::async_runtime::WatchReceiver;
+use openraft::ServerState;
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::durability::{Frontier, Gate};
+use crate::lease::{FinalDotPermit, Lease};
+use crate::machine::{Machine, Refusal};
+use crate::peer::client::Peer;
+use crate::peer::frame::{Answer, Request};
+use crate::placement::{Member, is_placed};
+use crate::types::{Raft, position};
+
+/// What a node says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct NodeReport {
+    /// Its id.
+    pub id: u64,
+    /// `leader`, `follower`, `learner`, `recovering` or, said by others, `unreachable`.
+    pub role: String,
+    /// Its term.
+    pub term: u64,
+    /// Whom it follows.
+    pub leader: Option<u64>,
+    /// Last index of its log.
+    pub last_index: Option<u64>,
+    /// Last index it applied.
+    pub applied_index: Option<u64>,
+    /// Free octets on its disk.
+    pub disk_free_bytes: u64,
+    /// Octets of live bodies in its log.
+    pub live_body_bytes: u64,
+    /// Octets of its segments.
+    pub held_bytes: u64,
+    /// Bodies that wait to be overwritten.
+    pub erase_backlog: u64,
+}
+
+/// What a node knows of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The leader, if one is known.
+    pub leader: Option<u64>,
+    /// The term.
+    pub term: u64,
+    /// True if no quorum is in touch.
+    pub stale: bool,
+    /// Members with their last report; `None` if unreachable.
+    pub nodes: BTreeMap<u64, (Member, Option<NodeReport>)>,
+    /// On the leader: the last index that each node has synced.
+    pub matched: BTreeMap<u64, u64>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: u64,
+    pub(crate) log: Arc<Log>,
+    pub(crate) machine: Arc<Mutex<dyn Machine>>,
+    pub(crate) raft: OnceLock<Raft>,
+    pub(crate) gate: OnceLock<Gate>,
+    pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,
+    /// Members as the node file says; the membership counts once there is one.
+    pub(crate) configured: BTreeMap<u64, Member>,
+    pub(crate) applied: watch::Receiver<u64>,
+    /// When the last message of a leader came in.
+    pub(crate) heard: Mutex<Option<Instant>>,
+    pub(crate) promise: Duration,
+    /// Before this time the node grants no vote: it has forgotten what it promised.
+    pub(crate) votes_from: Instant,
+    pub(crate) prepared: Mutex<bool>,
+}
+
+/// A handle to this node's part in the cluster. Clones share it.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Cluster {
+    /// This node's id.
+    pub fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// Raft is there before a `Cluster` is handed out.
+    pub(crate) fn raft(&self) -> &Raft {
+        self.inner.raft.get().expect("set before the handle is given away")
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        self.inner.gate.get().expect("set before the handle is given away")
+    }
+
+    /// The leader as this node knows it; may be out of date.
+    pub fn leader(&self) -> Option<u64> {
+        self.raft().server_metrics().borrow_watched().current_leader
+    }
+
+    pub(crate) fn peer(&self, id: u64) -> Option<Peer> {
+        self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    pub(crate) fn admit(&self, command: &[u8]) -> Result<(), Refusal> {
+        self.inner.machine.lock().unwrap_or_else(PoisonError::into_inner).admit(command)
+    }
+
+    /// All members.
+    pub fn members(&self) -> BTreeMap<u64, Member> {
+        let metrics = self.raft().server_metrics();
+        let members: BTreeMap<u64, Member> =
+            metrics.borrow_watched().membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
+        if members.is_empty() { self.inner.configured.clone() } else { members }
+    }
+
+    pub(crate) fn members_of(&self, ids: &[u64]) -> Vec<(u64, Member)> {
+        let members = self.members();
+        ids.iter().filter_map(|id| Some((*id, members.get(id)?.clone()))).collect()
+    }
+
+    /// A channel that tells how many entries this node has applied.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.clone()
+    }
+
+    /// The term that this node leads, if it does.
+    pub fn leading(&self) -> Option<Term> {
+        let metrics = self.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then(|| Term(metrics.vote.leader_id().term))
+    }
+
+    /// How far the log is placed in the term that this node leads: entries of that term beyond it may not be scheduled.
+    pub fn placed(&self) -> Option<(Term, Option<LogIndex>)> {
+        let Frontier { term, index } = *self.gate().frontier.borrow();
+        Some((term?, index))
+    }
+
+    /// A channel that changes when leadership or the placed index changes.
+    pub async fn placement_changed(&self) {
+        let mut frontier = self.gate().frontier.clone();
+        frontier.mark_unchanged();
+        if frontier.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// As leader: when this node sent the last message that a quorum answered.
+    fn quorum_heard(&self) -> Option<Instant> {
+        let data = self.raft().data_metrics();
+        let heard = data.borrow_watched().last_quorum_acked?;
+        // The clock is read before the elapsed time, so what passes in between can only make the lease shorter.
+        let now = clock::now();
+        now.checked_sub(openraft::Instant::elapsed(&*heard))
+    }
+
+    /// Proof that this node may deliver now, if it leads and a quorum has answered it recently enough.
+    pub fn permit(&self) -> Option<FinalDotPermit> {
+        let term = self.leading()?;
+        let quorum_heard = self.quorum_heard()?;
+        Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
+    }
+
+    /// How long ago this node knew of a quorum: as leader, that one answered; as follower, that a leader spoke.
+    pub fn quorum_age(&self) -> Option<Duration> {
+        let now = clock::now();
+        let at = match self.leading() {
+            Some(_) => self.quorum_heard()?,
+            None => (*self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner))?,
+        };
+        Some(now.saturating_duration_since(at))
+    }
+
+    /// Whether all members together could satisfy placement at all.
+    pub fn can_place(&self) -> bool {
+        is_placed(self.members().values().map(|m| &m.placement))
+    }
+
+    /// The body that entry `index` brought.
+    ///
+    /// # Errors
+    /// See [`Log::body`].
+    pub fn body(&self, index: LogIndex) -> Result<Bytes, ReadError> {
+        self.inner.log.body(index)
+    }
+
+    /// Room on this node's disk.
+    pub fn space(&self) -> SpaceReport {
+        self.inner.log.space()
+    }
+
+    /// What this node says of itself.
+    pub fn own_report(&self) -> NodeReport {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let role = match metrics.state {
+            ServerState::Leader => "leader",
+            ServerState::Follower | ServerState::Candidate => "follower",
+            ServerState::Learner => "learner",
+            _ => "recovering",
+        };
+        let space = self.inner.log.space();
+        NodeReport {
+            id: self.inner.id,
+            role: role.into(),
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_index: metrics.last_log_index,
+            applied_index: metrics.last_applied.as_ref().map(|id| id.index()),
+            disk_free_bytes: space.free_bytes,
+            live_body_bytes: space.live_body_bytes,
+            held_bytes: space.held_bytes,
+            erase_backlog: self.inner.log.erase_backlog() as u64,
+        }
+    }
+
+    /// What this node knows of the cluster. Asks the others, for at most a second each, all at once.
+    pub async fn report(&self) -> Report {
+        let own = self.own_report();
+        let mut nodes = BTreeMap::new();
+        let mut asks = Vec::new();
+        for (id, member) in self.members() {
+            if id == self.inner.id {
+                nodes.insert(id, (member, Some(own.clone())));
+            } else if let Some(peer) = self.peer(id) {
+                asks.push(async move {
+                    let answer = peer.ask(Request::Status, Vec::new(), Duration::from_secs(1)).await;
+                    let report = match answer {
+                        Ok((Answer::Status, raw)) => {
+                            holdfast_storage::codec::decode::<NodeReport>("report", &raw).ok()
+                        }
+                        _ => None,
+                    };
+                    (id, (member, report))
+                });
+            } else {
+                nodes.insert(id, (member, None));
+            }
+        }
+        nodes.extend(futures_util::future::join_all(asks).await);
+        let data = self.raft().data_metrics();
+        let matched = data.borrow_watched().replication.as_ref().map_or_else(BTreeMap::new, |replication| {
+            replication.iter().filter_map(|(id, at)| Some((*id, position(at.as_ref()?).index.0))).collect()
+        });
+        let stale = self.quorum_age().is_none_or(|age| age > Duration::from_secs(2));
+        Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched }
+    }
+
+    /// Hands leadership to the follower whose log is freshest, if this node leads. Returns whether another node leads then.
+    pub async fn hand_over(&self, patience: Duration) -> bool {
+        let own = self.inner.id;
+        if self.leading().is_none() {
+            return true;
+        }
+        let target = {
+            let data = self.raft().data_metrics();
+            let data = data.borrow_watched();
+            let voters: BTreeSet<u64> = self.raft().voter_ids().collect();
+            let fresh = data.replication.iter().flatten().filter(|(id, _)| **id != own && voters.contains(id));
+            fresh.max_by_key(|(_, at)| at.as_ref().map(|at| at.index())).map(|(id, _)| *id)
+        };
+        let Some(target) = target else { return false };
+        if self.raft().trigger().transfer_leader(target).await.is_err() {
+            return false;
+        }
+        let mut metrics = self.raft().server_metrics();
+        let other_leads = async {
+            while metrics.borrow_watched().current_leader.is_none_or(|l| l == own) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(patience, other_leads).await.is_ok()
+    }
+}

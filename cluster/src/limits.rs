@@ -1,0 +1,28 @@
+//! Pure. The bounds of what nodes say to each other.
+
+use std::time::Duration;
+
+/// The longest body of one proposal.
+pub const BODY_BYTES_MAX: usize = holdfast_storage::limits::BODY_BYTES_MAX;
+/// The longest command of one proposal. A longer one is refused before it is sent.
+pub const COMMAND_BYTES_MAX: usize = holdfast_storage::limits::HEAD_BYTES_MAX - 1;
+
+/// Entries in one append message, and their octets.
+pub(crate) const APPEND_ENTRIES_MAX: u64 = 256;
+pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
+/// The longest frame that a node reads.
+pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Append messages on their way to one follower.
+pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 32;
+/// Requests on their way to one peer on one connection. More wait.
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
+/// A stream of appends without an answer for this long is given up.
+pub(crate) const NO_PROGRESS: Duration = Duration::from_secs(2);
+/// Connecting and shaking hands.
+pub(crate) const CONNECT: Duration = Duration::from_secs(2);
+/// A request that is neither a vote nor a proposal.
+pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Pause before a proposal is tried again.
+pub(crate) const RETRY: Duration = Duration::from_millis(25);
+
+const _: () = assert!(APPEND_BYTES_MAX + COMMAND_BYTES_MAX + BODY_BYTES_MAX < FRAME_BYTES_MAX);

@@ -1,0 +1,151 @@
+//! openraft's log over ours. Only `save_vote` is awaited until it is durable; appends report through their callback, and
+//! truncations and purges are queued in order.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use holdfast_storage::{Log, LogIndex};
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use tokio::sync::oneshot;
+
+use crate::codec::{entry_from_stored, entry_to_stored};
+use crate::limits::APPEND_BYTES_MAX;
+use crate::types::{Entry, LogId, TypeConfig, Vote, log_id, position, raft_vote, stored_vote};
+
+/// A node's log as openraft wants it. Clones share it.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    pub(crate) log: Arc<Log>,
+}
+
+impl LogStore {
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {
+        let entries = self.log.entries(start..end, bytes_max).map_err(io::Error::other)?;
+        entries.into_iter().map(|entry| entry_from_stored(entry).map_err(io::Error::other)).collect()
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => i + 1,
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.log.vote().map(|vote| raft_vote(&vote)))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, APPEND_BYTES_MAX)
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl futures_util::Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let start = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => i + 1,
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        let store = self.clone();
+        let first: std::collections::VecDeque<Entry> = Default::default();
+        // Read in pieces, so that applying a long stretch holds a piece of it in memory.
+        futures_util::stream::unfold((store, start, first), move |(store, at, mut ready)| async move {
+            if ready.is_empty() {
+                if at >= end {
+                    return None;
+                }
+                match store.read(at, end, APPEND_BYTES_MAX) {
+                    Ok(entries) => ready.extend(entries),
+                    Err(e) => return Some((Err(e), (store, end, ready))),
+                }
+            }
+            let entry = ready.pop_front()?;
+            let next = entry.log_id.index() + 1;
+            Some((Ok(entry), (store, next, ready)))
+        })
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        Ok(LogState {
+            last_purged_log_id: self.log.floor().map(log_id),
+            last_log_id: self.log.last().map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (tell, told) = oneshot::channel();
+        self.log.save_vote(stored_vote(vote), Box::new(move |result| drop(tell.send(result))));
+        match told.await {
+            Ok(result) => result.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the log has closed")),
+        }
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        if let Some(committed) = committed {
+            self.log.save_committed(position(&committed));
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        // What was said to be committed may have been written ahead of the entries themselves.
+        Ok(self.log.committed().min(self.log.last()).map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(entry_to_stored).collect();
+        let done = Box::new(move |result: Result<(), holdfast_storage::StoreFailed>| {
+            callback.io_completed(result.map_err(io::Error::other));
+        });
+        self.log.append(entries, done);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        self.log.truncate_from(LogIndex(last.map_or(0, |id| id.index() + 1)));
+        Ok(())
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        self.log.purge(position(&upto));
+        Ok(())
+    }
+}

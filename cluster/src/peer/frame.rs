@@ -1,0 +1,216 @@
+//! Pure. What nodes say to each other, byte by byte.
+//!
+//! A frame is its length (u32, little-endian, without itself), then a kind (1 byte), then the message. Valid if and only if
+//! the length is at most 64 MiB and the message decodes wholly. The first frame of a connection is a [`Hello`]. Messages
+//! are bincode, but for the octets of entries and bodies, which follow raw.
+
+use bincode::{Decode, Encode};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use holdfast_storage::codec::{Vote, decode, encode};
+use holdfast_storage::{Entry, LogIndex, LogPosition, Term};
+
+use crate::limits::FRAME_BYTES_MAX;
+
+/// Version of what nodes say.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) enum Purpose {
+    /// A stream of appends.
+    Append,
+    /// Requests with answers in any order.
+    Request,
+}
+
+/// The first frame.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u32,
+    pub(crate) cluster: String,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) purpose: Purpose,
+}
+
+/// The head of an append; its entries' octets follow raw, head and body of each in turn.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) struct AppendHead {
+    pub(crate) vote: Vote,
+    pub(crate) previous: Option<LogPosition>,
+    pub(crate) commit: Option<LogPosition>,
+    pub(crate) entries: Vec<(LogPosition, u32, u32)>,
+}
+
+/// The answer to an append.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) enum AppendAnswer {
+    Durable(Option<LogPosition>),
+    Conflict(LogPosition),
+    HigherVote(Vote),
+}
+
+/// What a node says of its own past.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) enum Past {
+    /// Nothing was ever written here.
+    Pristine,
+    /// It agreed to a first formation and has no log.
+    Prepared,
+    /// It has a log; these are the members it knows.
+    Formed(Vec<u64>),
+}
+
+/// A request. Octets of a body follow raw where noted.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) enum Request {
+    PreVote(VoteRequest),
+    Vote(VoteRequest),
+    TransferLeader { from: Vote, to: u64, last: Option<LogPosition> },
+    /// A proposal: `command` octets, then the body, follow.
+    Propose { command: u32, term: Option<Term>, placed: bool },
+    Past,
+    Prepare,
+    Body(LogIndex),
+    /// A snapshot whose contents follow.
+    Snapshot { vote: Vote, last: Option<LogPosition> },
+    Status,
+}
+
+/// See Raft §5.2; `transfer` marks an election that a leader asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) struct VoteRequest {
+    pub(crate) vote: Vote,
+    pub(crate) last: Option<LogPosition>,
+    pub(crate) transfer: bool,
+}
+
+/// An answer.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub(crate) enum Answer {
+    Vote { vote: Vote, granted: bool, last: Option<LogPosition> },
+    Done,
+    /// Applied at a position, placed on these nodes if that was asked. The outcome follows raw.
+    Proposed { at: LogPosition, nodes: Vec<u64> },
+    /// The machine refused the command; the outcome follows raw.
+    Refused,
+    NotLeader(Option<u64>),
+    /// The proposal may or may not come to pass.
+    Unknown,
+    Past(Past),
+    /// The body follows raw.
+    Body,
+    BodyGone,
+    Snapshot(Vote),
+    /// A report in bincode follows raw.
+    Status,
+    Failed(String),
+}
+
+/// A frame that is not one.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadFrame(pub(crate) String);
+
+/// Puts a frame of structured `head` and raw octets to the end of `out`.
+pub(crate) fn put<T: Encode>(out: &mut BytesMut, id: u64, head: &T, raw: &[&[u8]]) {
+    let head = encode(head);
+    let raw_bytes: usize = raw.iter().map(|r| r.len()).sum();
+    let bytes = 8 + 4 + head.len() + raw_bytes;
+    out.reserve(4 + bytes);
+    out.put_u32_le(bytes as u32);
+    out.put_u64_le(id);
+    out.put_u32_le(head.len() as u32);
+    out.extend_from_slice(&head);
+    raw.iter().for_each(|r| out.extend_from_slice(r));
+}
+
+/// A frame as it was read: its number, the structured head, the raw octets.
+pub(crate) struct Frame {
+    pub(crate) id: u64,
+    head: Bytes,
+    pub(crate) raw: Bytes,
+}
+
+impl Frame {
+    pub(crate) fn head<T: Decode<()>>(&self, what: &'static str) -> Result<T, BadFrame> {
+        decode(what, &self.head).map_err(|e| BadFrame(e.to_string()))
+    }
+}
+
+/// Takes a whole frame off `bytes`, or tells that more is needed.
+pub(crate) fn take(bytes: &mut BytesMut) -> Result<Option<Frame>, BadFrame> {
+    let Some(length) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if !(12..=FRAME_BYTES_MAX).contains(&length) {
+        return Err(BadFrame(format!("a frame of {length} bytes")));
+    }
+    if bytes.len() < 4 + length {
+        bytes.reserve(4 + length - bytes.len());
+        return Ok(None);
+    }
+    bytes.advance(4);
+    let mut frame = bytes.split_to(length).freeze();
+    let id = frame.get_u64_le();
+    let head_bytes = frame.get_u32_le() as usize;
+    if head_bytes > frame.len() {
+        return Err(BadFrame("the head is longer than its frame".into()));
+    }
+    let head = frame.split_to(head_bytes);
+    Ok(Some(Frame { id, head, raw: frame }))
+}
+
+/// Puts an append with its entries.
+pub(crate) fn put_append(
+    out: &mut BytesMut,
+    vote: Vote,
+    previous: Option<LogPosition>,
+    commit: Option<LogPosition>,
+    entries: &[Entry],
+) {
+    let lengths = entries.iter().map(|e| (e.at, e.head.len() as u32, e.body.len() as u32)).collect();
+    let head = AppendHead { vote, previous, commit, entries: lengths };
+    let raw: Vec<&[u8]> = entries.iter().flat_map(|e| [&e.head[..], &e.body[..]]).collect();
+    put(out, 0, &head, &raw);
+}
+
+/// The entries of an append. Small bodies are copied out, so that they do not pin the buffer they came in.
+pub(crate) fn entries(head: &AppendHead, mut raw: Bytes) -> Result<Vec<Entry>, BadFrame> {
+    let mut entries = Vec::with_capacity(head.entries.len().min(4096));
+    for (at, head_bytes, body_bytes) in &head.entries {
+        let (head_bytes, body_bytes) = (*head_bytes as usize, *body_bytes as usize);
+        if head_bytes + body_bytes > raw.len() {
+            return Err(BadFrame("an entry is longer than its frame".into()));
+        }
+        let head = Bytes::copy_from_slice(&raw.split_to(head_bytes));
+        let body = Bytes::copy_from_slice(&raw.split_to(body_bytes));
+        entries.push(Entry { at: *at, head, body });
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_survives_any_split_and_nonsense_is_refused() {
+        let entry = Entry {
+            at: LogPosition { term: Term(2), index: LogIndex(5) },
+            head: Bytes::from_static(b"head"),
+            body: Bytes::from_static(b"body"),
+        };
+        let mut whole = BytesMut::new();
+        put_append(&mut whole, Vote::default(), None, Some(entry.at), std::slice::from_ref(&entry));
+        for split in 0..whole.len() {
+            let mut part = BytesMut::from(&whole[..split]);
+            assert!(take(&mut part).unwrap().is_none(), "{split}");
+            part.extend_from_slice(&whole[split..]);
+            let frame = take(&mut part).unwrap().unwrap();
+            let head: AppendHead = frame.head("append").unwrap();
+            assert_eq!(entries(&head, frame.raw).unwrap(), [entry.clone()]);
+        }
+        let mut nonsense = BytesMut::from(&b"GET / HTTP/1.1\r\n\r\n"[..]);
+        assert!(take(&mut nonsense).is_err());
+    }
+}

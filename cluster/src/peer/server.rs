@@ -1,0 +1,330 @@
+//! Answering peers.
+#![expect(clippy::disallowed_methods, reason = "this is the Peers edge")]
+
+use std::sync::{Arc, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use holdfast_storage::codec::{decode, encode};
+use holdfast_storage::{LogPosition, ReadError};
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::TransferLeaderRequest;
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, VoteRequest};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::client::{FrameReader, Local};
+use super::frame::{self, Answer, AppendAnswer, AppendHead, Frame, Hello, PROTOCOL, Past, Purpose, Request};
+use super::tls::is_node;
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::codec::entry_from_stored;
+use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, REQUEST, REQUESTS_IN_FLIGHT_MAX};
+use crate::proposal::{Fence, Here};
+use crate::snapshot::{Contents, Manifest};
+use crate::types::{Proposal, Raft, Snapshot, SnapshotMeta, log_id, position, raft_vote, stored_vote};
+
+/// Connections of peers at the same time: each peer has a handful.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Answers peers until the listener fails.
+pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>, cluster: Cluster) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let (local, cluster) = (local.clone(), cluster.clone());
+                tokio::spawn(async move {
+                    if let Err(why) = connection(stream, local, cluster).await {
+                        tracing::debug!(%from, why, "peer connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "accepting a peer");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, local: Arc<Local>, cluster: Cluster) -> Result<(), String> {
+    let open = async {
+        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let acceptor = TlsAcceptor::from(local.tls.server.clone());
+        let stream = acceptor.accept(stream).await.map_err(|e| format!("TLS: {e}"))?;
+        let certificates = stream.get_ref().1.peer_certificates().map(|c| c.to_vec());
+        let (reader, writer) = tokio::io::split(stream);
+        let mut reader = FrameReader::new(reader);
+        let hello: Hello = reader.next().await?.head("hello").map_err(|e| e.to_string())?;
+        Ok::<_, String>((reader, writer, hello, certificates))
+    };
+    let (reader, writer, hello, certificates) =
+        timeout(CONNECT, open).await.map_err(|_| "no hello in time")??;
+    if hello.protocol != PROTOCOL {
+        return Err(format!("node {} speaks protocol {}", hello.from, hello.protocol));
+    }
+    if hello.cluster != local.cluster || hello.to != local.id {
+        let Hello { cluster, from, to, .. } = hello;
+        return Err(format!("node {from} of cluster {cluster} looks for node {to}"));
+    }
+    if !is_node(certificates.as_deref(), hello.from) {
+        return Err(format!("the certificate is not that of node {}", hello.from));
+    }
+    match hello.purpose {
+        Purpose::Append => appends(reader, writer, cluster).await,
+        Purpose::Request => requests(reader, writer, cluster, hello.from).await,
+    }
+}
+
+type Reader = FrameReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>;
+type Writer = tokio::io::WriteHalf<TlsStream<TcpStream>>;
+
+async fn send(writer: &mut Writer, out: &mut BytesMut) -> Result<(), String> {
+    let sent = async {
+        writer.write_all(out).await?;
+        writer.flush().await
+    };
+    timeout(REQUEST, sent).await.map_err(|_| "sending made no progress")?.map_err(|e| e.to_string())?;
+    out.clear();
+    Ok(())
+}
+
+fn parse_append(frame: Frame) -> Result<AppendEntriesRequest<crate::types::TypeConfig>, String> {
+    let head: AppendHead = frame.head("append").map_err(|e| e.to_string())?;
+    let entries = frame::entries(&head, frame.raw).map_err(|e| e.to_string())?;
+    let entries: Result<Vec<_>, _> = entries.into_iter().map(entry_from_stored).collect();
+    Ok(AppendEntriesRequest {
+        vote: raft_vote(&head.vote),
+        prev_log_id: head.previous.map(log_id),
+        entries: entries.map_err(|e| e.to_string())?,
+        leader_commit: head.commit.map(log_id),
+    })
+}
+
+/// Feeds a stream of appends to Raft and answers each when it is durable here.
+async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result<(), String> {
+    let raft = cluster.inner.raft.get().cloned().ok_or("this node is not part of the cluster yet")?;
+    let (feed, fed) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
+    let read = async move {
+        let mut reader = reader;
+        loop {
+            let request = parse_append(reader.next().await?)?;
+            if feed.send(request).await.is_err() {
+                return Ok(()); // Raft ended the stream
+            }
+        }
+    };
+    let input = futures_util::stream::unfold(fed, |mut fed| async move { Some((fed.recv().await?, fed)) });
+    let answer = async move {
+        let mut out = BytesMut::new();
+        let mut answers = std::pin::pin!(raft.stream_append(input));
+        while let Some(answer) = answers.next().await {
+            let answer = match answer.map_err(|e| e.to_string())? {
+                Ok(at) => {
+                    let mut heard = cluster.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    *heard = Some(clock::now());
+                    AppendAnswer::Durable(at.as_ref().map(position))
+                }
+                Err(StreamAppendError::Conflict(at)) => AppendAnswer::Conflict(position(&at)),
+                Err(StreamAppendError::HigherVote(vote)) => AppendAnswer::HigherVote(stored_vote(&vote)),
+            };
+            frame::put(&mut out, 0, &answer, &[]);
+            send(&mut writer, &mut out).await?;
+        }
+        Ok(())
+    };
+    tokio::select! { result = read => result, result = answer => result }
+}
+
+/// Answers requests, many at a time.
+async fn requests(
+    mut reader: Reader,
+    mut writer: Writer,
+    cluster: Cluster,
+    from: u64,
+) -> Result<(), String> {
+    let (tell, mut answers) = mpsc::channel::<(u64, Answer, Bytes)>(REQUESTS_IN_FLIGHT_MAX);
+    let room = Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX));
+    let read = async {
+        loop {
+            let frame = reader.next().await?;
+            let permit = room.clone().acquire_owned().await.map_err(|e| e.to_string())?;
+            let (cluster, tell) = (cluster.clone(), tell.clone());
+            let request: Request = frame.head("request").map_err(|e| e.to_string())?;
+            tokio::spawn(async move {
+                let (answer, raw) = respond(&cluster, request, frame.raw, from).await;
+                drop(tell.send((frame.id, answer, raw)).await);
+                drop(permit);
+            });
+        }
+    };
+    let write = async {
+        let mut out = BytesMut::new();
+        while let Some((id, answer, raw)) = answers.recv().await {
+            frame::put(&mut out, id, &answer, &[&raw]);
+            while out.len() < (1 << 20)
+                && let Ok((id, answer, raw)) = answers.try_recv()
+            {
+                frame::put(&mut out, id, &answer, &[&raw]);
+            }
+            send(&mut writer, &mut out).await?;
+        }
+        Ok(())
+    };
+    tokio::select! { result = read => result, result = write => result }
+}
+
+async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> (Answer, Bytes) {
+    let failed = |why: &dyn std::fmt::Display| (Answer::Failed(why.to_string()), Bytes::new());
+    let plain = |answer| (answer, Bytes::new());
+    match request {
+        Request::Past => return plain(Answer::Past(past(cluster))),
+        Request::Prepare => {
+            return match prepare(cluster).await {
+                Ok(()) => plain(Answer::Done),
+                Err(why) => failed(&why),
+            };
+        }
+        _ => {}
+    }
+    let Some(raft) = cluster.inner.raft.get() else {
+        return failed(&"this node is not part of the cluster yet");
+    };
+    match request {
+        Request::Past | Request::Prepare => unreachable!("answered above"),
+        Request::PreVote(r) => vote(cluster, raft, r, true).await,
+        Request::Vote(r) => vote(cluster, raft, r, false).await,
+        Request::TransferLeader { from, to, last } => {
+            let request = TransferLeaderRequest::new(raft_vote(&from), to, last.map(log_id));
+            match raft.handle_transfer_leader(request).await {
+                Ok(Ok(())) => plain(Answer::Done),
+                Ok(Err(e)) => failed(&e),
+                Err(e) => failed(&e),
+            }
+        }
+        Request::Propose { command, term, placed } => {
+            let command_bytes = command as usize;
+            if command_bytes > crate::COMMAND_BYTES_MAX.min(raw.len())
+                || raw.len() - command_bytes > crate::BODY_BYTES_MAX
+            {
+                return failed(&"a proposal out of bounds");
+            }
+            let command = Bytes::copy_from_slice(&raw[..command_bytes]);
+            let body = Bytes::copy_from_slice(&raw[command_bytes..]);
+            let fence = term.map_or(Fence::Any, Fence::Term);
+            match cluster.propose_here(Proposal { command, body }, fence, placed).await {
+                Here::Done(p) => {
+                    let nodes = p.receipt.iter().flat_map(|r| r.nodes()).map(|(id, _)| *id).collect();
+                    (Answer::Proposed { at: p.at, nodes }, p.outcome.into())
+                }
+                Here::Refused(outcome) => (Answer::Refused, outcome.into()),
+                Here::NotLeader(leader) => plain(Answer::NotLeader(leader)),
+                Here::Unknown => plain(Answer::Unknown),
+            }
+        }
+        Request::Body(index) => match cluster.body(index) {
+            Ok(body) => (Answer::Body, body),
+            Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
+            Err(e) => failed(&e),
+        },
+        Request::Snapshot { vote, last } => match install(cluster, raft, raw, last, from).await {
+            Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
+                Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
+                Err(e) => failed(&e),
+            },
+            Err(why) => failed(&why),
+        },
+        Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
+    }
+}
+
+async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) -> (Answer, Bytes) {
+    if clock::now() < cluster.inner.votes_from {
+        return (Answer::Failed("just started: it has forgotten what it promised".into()), Bytes::new());
+    }
+    let mut request = VoteRequest::new(raft_vote(&r.vote), r.last.map(log_id));
+    request.leadership_transfer = r.transfer;
+    let response = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
+    let answer = match response {
+        Ok(v) => Answer::Vote {
+            vote: stored_vote(&v.vote),
+            granted: v.vote_granted,
+            last: v.last_log_id.as_ref().map(position),
+        },
+        Err(e) => Answer::Failed(e.to_string()),
+    };
+    (answer, Bytes::new())
+}
+
+/// What this node says of its own past.
+pub(crate) fn past(cluster: &Cluster) -> Past {
+    let inner = &cluster.inner;
+    let voted = inner.log.vote().is_some_and(|vote| vote.term.0 > 0);
+    if inner.log.last().is_some() || voted {
+        let members = match inner.raft.get() {
+            Some(_) => cluster.members(),
+            None => inner.configured.clone(),
+        };
+        return Past::Formed(members.into_keys().collect());
+    }
+    match *inner.prepared.lock().unwrap_or_else(PoisonError::into_inner) {
+        true => Past::Prepared,
+        false => Past::Pristine,
+    }
+}
+
+/// Agrees to a first formation: durable, so that it is never taken for an empty directory later.
+pub(crate) async fn prepare(cluster: &Cluster) -> Result<(), String> {
+    if let Past::Formed(_) = past(cluster) {
+        return Err("this node has data of an earlier formation".into());
+    }
+    let (tell, told) = tokio::sync::oneshot::channel();
+    cluster.inner.log.save_vote(Default::default(), Box::new(move |result| drop(tell.send(result))));
+    told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    *cluster.inner.prepared.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    Ok(())
+}
+
+/// Fetches the bodies that a snapshot needs and this node lacks, so that it can be installed.
+async fn install(
+    cluster: &Cluster,
+    raft: &Raft,
+    raw: Bytes,
+    last: Option<LogPosition>,
+    from: u64,
+) -> Result<Snapshot, String> {
+    let contents: Contents = decode("snapshot", &raw).map_err(|e| e.to_string())?;
+    drop(raw);
+    let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
+    let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
+    let term = last.map(|at| at.term).unwrap_or_default();
+    for index in &contents.bodies {
+        // A body at or below what this node applied is the committed one; above, the entry may be another leader's.
+        if cluster.inner.log.has_body(*index) && known.is_some_and(|known| index.0 <= known) {
+            continue;
+        }
+        match peer.ask(Request::Body(*index), Vec::new(), REQUEST).await {
+            Ok((Answer::Body, body)) => {
+                let (tell, told) = tokio::sync::oneshot::channel();
+                let at = LogPosition { term, index: *index };
+                let body = Bytes::copy_from_slice(&body);
+                cluster.inner.log.store_body(at, body, Box::new(move |r| drop(tell.send(r))));
+                told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            }
+            // Settled since the snapshot was taken: a later entry says so.
+            Ok((Answer::BodyGone, _)) => {}
+            Ok((answer, _)) => return Err(format!("fetching body {index}: {answer:?}")),
+            Err(e) => return Err(format!("fetching body {index}: {e}")),
+        }
+    }
+    let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
+    let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
+    Ok(Snapshot { meta, snapshot: Manifest(Some(Box::new(contents))) })
+}

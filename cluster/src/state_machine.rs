@@ -1,0 +1,208 @@
+//! openraft's state machine over the queue's: applies, checkpoints to the log, and hands out and installs snapshots.
+//!
+//! A crash at the worst moment leaves the checkpoint before; entries after it are applied again.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::{Stream, StreamExt};
+use holdfast_storage::codec::{decode, encode};
+use holdfast_storage::{Checkpoint, Log};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::{oneshot, watch};
+
+use crate::codec::Tables;
+use crate::machine::{Delta, Machine};
+use crate::snapshot::{Contents, Manifest};
+use crate::types::{
+    LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position,
+};
+
+/// How far the machine has come.
+#[derive(Clone, Default)]
+pub(crate) struct Progress {
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+/// Clones share the machine.
+#[derive(Clone)]
+pub(crate) struct StateMachine {
+    machine: Arc<Mutex<dyn Machine>>,
+    log: Arc<Log>,
+    /// Changed under the machine's lock only, so that rows and position agree.
+    progress: Arc<Mutex<Progress>>,
+    applied: watch::Sender<u64>,
+    /// While the node starts, openraft asks for the snapshot's position only.
+    starting: Arc<AtomicBool>,
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl StateMachine {
+    /// The machine as a checkpoint left it, and a channel that tells the last applied index plus one.
+    ///
+    /// # Errors
+    /// If the checkpoint does not decode: version skew.
+    pub(crate) fn restore(
+        machine: Arc<Mutex<dyn Machine>>,
+        log: Arc<Log>,
+        checkpoint: Option<holdfast_storage::log::RecoveredCheckpoint>,
+    ) -> Result<(StateMachine, watch::Receiver<u64>), String> {
+        let mut progress = Progress::default();
+        if let Some(found) = checkpoint {
+            let tables: Tables = decode("tables", &found.tables).map_err(|e| e.to_string())?;
+            progress.membership = tables.membership().map_err(|e| e.to_string())?;
+            progress.applied = Some(crate::types::log_id(found.applied));
+            lock(&*machine).restore(&tables.machine, &found.rows)?;
+        }
+        let next = progress.applied.map_or(0, |id| id.index() + 1);
+        let (applied, watch) = watch::channel(next);
+        let state_machine = StateMachine {
+            machine,
+            log,
+            progress: Arc::new(Mutex::new(progress)),
+            applied,
+            starting: Arc::new(AtomicBool::new(true)),
+        };
+        Ok((state_machine, watch))
+    }
+
+    /// Start-up is over: every body that the state does not need is erased, and snapshots may be sent.
+    pub(crate) fn started(&self) -> usize {
+        self.starting.store(false, Ordering::Relaxed);
+        let machine = lock(&*self.machine);
+        let Some(applied) = lock(&self.progress).applied else { return 0 };
+        self.log.erase_all_but(&machine.live_bodies(), position(&applied).index)
+    }
+
+    fn meta(progress: &Progress) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: progress.applied, last_membership: progress.membership.clone() }
+    }
+
+    async fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
+        let (tell, told) = oneshot::channel();
+        self.log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
+        match told.await {
+            Ok(result) => result.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the log has closed")),
+        }
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = Manifest;
+
+    /// Writes a checkpoint to the log: what lives longer than the time between two of them is spilled by it.
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let (delta, progress) = {
+            let mut machine = lock(&*self.machine);
+            (machine.delta(), lock(&self.progress).clone())
+        };
+        let Some(applied) = progress.applied else {
+            return Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) });
+        };
+        let Delta { rows, gone, tables } = delta;
+        let tables = encode(&Tables::new(&progress.membership, tables));
+        let applied = position(&applied);
+        self.write_checkpoint(Checkpoint { applied, rows, gone, tables, replaces_all: false }).await?;
+        Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Manifest;
+    type SnapshotBuilder = StateMachine;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let progress = lock(&self.progress);
+        Ok((progress.applied, progress.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let index = entry.log_id.index();
+            let mut outcome = Vec::new();
+            {
+                let mut machine = lock(&*self.machine);
+                let mut progress = lock(&self.progress);
+                progress.applied = Some(entry.log_id);
+                match entry.payload {
+                    EntryPayload::Blank => {}
+                    EntryPayload::Normal(proposal) => {
+                        let at = position(&entry.log_id);
+                        let applied = machine.apply(at, &proposal.command, proposal.body.len() as u32);
+                        applied.erase.into_iter().for_each(|index| self.log.erase(index));
+                        outcome = applied.outcome;
+                    }
+                    EntryPayload::Membership(membership) => {
+                        progress.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    }
+                }
+            }
+            self.applied.send_replace(index + 1);
+            if let Some(responder) = responder {
+                responder.send(Outcome(outcome));
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> StateMachine {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Manifest) -> Result<(), io::Error> {
+        let Some(contents) = snapshot.0 else {
+            return Err(io::Error::other("a snapshot without contents"));
+        };
+        let Some(applied) = meta.last_log_id else { return Ok(()) };
+        {
+            let mut machine = lock(&*self.machine);
+            machine
+                .restore(&contents.tables.machine, &contents.row_bytes())
+                .map_err(io::Error::other)?;
+            machine.delta();
+            let mut progress = lock(&self.progress);
+            progress.applied = Some(applied);
+            progress.membership = meta.last_membership.clone();
+            self.log.erase_all_but(&machine.live_bodies(), position(&applied).index);
+        }
+        let checkpoint = Checkpoint {
+            applied: position(&applied),
+            rows: contents.rows.into_iter().collect(),
+            gone: Vec::new(),
+            tables: encode(&contents.tables),
+            replaces_all: true,
+        };
+        self.write_checkpoint(checkpoint).await?;
+        self.applied.send_replace(applied.index() + 1);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let machine = lock(&*self.machine);
+        let progress = lock(&self.progress).clone();
+        if progress.applied.is_none() {
+            return Ok(None);
+        }
+        if self.starting.load(Ordering::Relaxed) {
+            return Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) }));
+        }
+        let Delta { rows, tables, .. } = machine.whole();
+        let contents = Contents {
+            tables: Tables::new(&progress.membership, tables),
+            rows: rows.into_iter().collect(),
+            bodies: machine.live_bodies(),
+        };
+        Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(Some(Box::new(contents))) }))
+    }
+}
