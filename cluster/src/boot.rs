@@ -115,9 +115,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let log = Arc::new(log);
     let pristine = recovered.pristine;
     let committed = recovered.committed.min(log.last());
-    let (state_machine, applied) =
-        StateMachine::restore(machine.clone(), log.clone(), recovered.checkpoint)
-            .map_err(StartError::State)?;
+    let (state_machine, applied) = StateMachine::restore(machine.clone(), log.clone(), recovered.checkpoint)
+        .map_err(StartError::State)?;
     let local = Arc::new(Local { cluster, id, tls });
     let promise = Duration::from_millis(election_ms.1);
     let peers = members.iter().filter(|(peer, _)| **peer != id);
@@ -136,6 +135,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             promise,
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),
+            starts: recovered.boots,
         }),
     };
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use holdfast_storage::{Bytes, Log, LogIndex, ReadError, SpaceReport, Term};
-use openraft::async_runtime::WatchReceiver;
 use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 
 use crate::clock;
@@ -75,6 +75,7 @@ pub(crate) struct Inner {
     /// Before this time the node grants no vote: it has forgotten what it promised.
     pub(crate) votes_from: Instant,
     pub(crate) prepared: Mutex<bool>,
+    pub(crate) starts: u64,
 }
 
 /// A handle to this node's part in the cluster. Clones share it.
@@ -87,6 +88,11 @@ impl Cluster {
     /// This node's id.
     pub fn id(&self) -> u64 {
         self.inner.id
+    }
+
+    /// How often this node's data directory was opened.
+    pub fn starts(&self) -> u64 {
+        self.inner.starts
     }
 
     /// Raft is there before a `Cluster` is handed out.
@@ -114,8 +120,12 @@ impl Cluster {
     /// All members.
     pub fn members(&self) -> BTreeMap<u64, Member> {
         let metrics = self.raft().server_metrics();
-        let members: BTreeMap<u64, Member> =
-            metrics.borrow_watched().membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
+        let members: BTreeMap<u64, Member> = metrics
+            .borrow_watched()
+            .membership_config
+            .nodes()
+            .map(|(id, node)| (*id, node.clone()))
+            .collect();
         if members.is_empty() { self.inner.configured.clone() } else { members }
     }
 
@@ -262,7 +272,8 @@ impl Cluster {
             let data = self.raft().data_metrics();
             let data = data.borrow_watched();
             let voters: BTreeSet<u64> = self.raft().voter_ids().collect();
-            let fresh = data.replication.iter().flatten().filter(|(id, _)| **id != own && voters.contains(id));
+            let fresh =
+                data.replication.iter().flatten().filter(|(id, _)| **id != own && voters.contains(id));
             fresh.max_by_key(|(_, at)| at.as_ref().map(|at| at.index())).map(|(id, _)| *id)
         };
         let Some(target) = target else { return false };

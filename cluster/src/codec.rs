@@ -84,12 +84,10 @@ pub(crate) fn entry_to_stored(entry: Entry) -> StoredEntry {
 pub(crate) fn entry_from_stored(entry: StoredEntry) -> Result<Entry, CodecError> {
     let payload = match entry.head.first() {
         Some(&BLANK) => EntryPayload::Blank,
-        Some(&COMMAND) => {
-            EntryPayload::Normal(Proposal { command: entry.head.slice(1..), body: entry.body })
+        Some(&COMMAND) => EntryPayload::Normal(Proposal { command: entry.head.slice(1..), body: entry.body }),
+        Some(&MEMBERSHIP) => {
+            EntryPayload::Membership(decode::<Members>("membership", &entry.head[1..])?.into_raft()?)
         }
-        Some(&MEMBERSHIP) => EntryPayload::Membership(
-            decode::<Members>("membership", &entry.head[1..])?.into_raft()?,
-        ),
         _ => return Err(CodecError { what: "entry", why: "unknown kind of entry".into() }),
     };
     Ok(Entry { log_id: log_id(entry.at), payload })

@@ -51,8 +51,11 @@ pub fn frontier(
     candidates.sort_unstable();
     candidates.dedup();
     candidates.into_iter().rev().find_map(|index| {
-        let nodes: Vec<u64> =
-            durable.iter().filter(|(id, i)| **i >= index && members.contains_key(id)).map(|(id, _)| *id).collect();
+        let nodes: Vec<u64> = durable
+            .iter()
+            .filter(|(id, i)| **i >= index && members.contains_key(id))
+            .map(|(id, _)| *id)
+            .collect();
         is_placed(nodes.iter().map(|id| &members[id].placement)).then_some((index, nodes))
     })
 }

@@ -16,9 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::codec::Tables;
 use crate::machine::{Delta, Machine};
 use crate::snapshot::{Contents, Manifest};
-use crate::types::{
-    LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position,
-};
+use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
 /// How far the machine has come.
 #[derive(Clone, Default)]
@@ -167,9 +165,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let Some(applied) = meta.last_log_id else { return Ok(()) };
         {
             let mut machine = lock(&*self.machine);
-            machine
-                .restore(&contents.tables.machine, &contents.row_bytes())
-                .map_err(io::Error::other)?;
+            machine.restore(&contents.tables.machine, &contents.row_bytes()).map_err(io::Error::other)?;
             machine.delta();
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);

@@ -10,6 +10,7 @@
 //! A crash at the worst moment leaves a torn batch at the tail of the newest segment. Nobody was told of it;
 //! recovery cuts it off.
 
+mod clock;
 pub mod codec;
 pub mod disk;
 pub mod erase;

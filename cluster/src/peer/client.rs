@@ -77,11 +77,9 @@ pub(crate) async fn connect(
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let name = ServerName::try_from(node_name(to)).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(local.tls.client.clone());
-        let stream =
-            connector.connect(name, stream).await.map_err(|e| format!("{address}: TLS: {e}"))?;
+        let stream = connector.connect(name, stream).await.map_err(|e| format!("{address}: TLS: {e}"))?;
         let (reader, mut writer) = tokio::io::split(stream);
-        let hello =
-            Hello { protocol: PROTOCOL, cluster: local.cluster.clone(), from: local.id, to, purpose };
+        let hello = Hello { protocol: PROTOCOL, cluster: local.cluster.clone(), from: local.id, to, purpose };
         let mut bytes = BytesMut::new();
         frame::put(&mut bytes, 0, &hello, &[]);
         writer.write_all(&bytes).await.map_err(|e| format!("{address}: {e}"))?;

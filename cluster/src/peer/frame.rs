@@ -66,14 +66,25 @@ pub(crate) enum Past {
 pub(crate) enum Request {
     PreVote(VoteRequest),
     Vote(VoteRequest),
-    TransferLeader { from: Vote, to: u64, last: Option<LogPosition> },
+    TransferLeader {
+        from: Vote,
+        to: u64,
+        last: Option<LogPosition>,
+    },
     /// A proposal: `command` octets, then the body, follow.
-    Propose { command: u32, term: Option<Term>, placed: bool },
+    Propose {
+        command: u32,
+        term: Option<Term>,
+        placed: bool,
+    },
     Past,
     Prepare,
     Body(LogIndex),
     /// A snapshot whose contents follow.
-    Snapshot { vote: Vote, last: Option<LogPosition> },
+    Snapshot {
+        vote: Vote,
+        last: Option<LogPosition>,
+    },
     Status,
 }
 
@@ -88,10 +99,17 @@ pub(crate) struct VoteRequest {
 /// An answer.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub(crate) enum Answer {
-    Vote { vote: Vote, granted: bool, last: Option<LogPosition> },
+    Vote {
+        vote: Vote,
+        granted: bool,
+        last: Option<LogPosition>,
+    },
     Done,
     /// Applied at a position, placed on these nodes if that was asked. The outcome follows raw.
-    Proposed { at: LogPosition, nodes: Vec<u64> },
+    Proposed {
+        at: LogPosition,
+        nodes: Vec<u64>,
+    },
     /// The machine refused the command; the outcome follows raw.
     Refused,
     NotLeader(Option<u64>),

@@ -14,11 +14,11 @@ use holdfast_storage::codec::encode;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
-use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     VoteRequest, VoteResponse,
 };
+use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::net::TcpStream;
@@ -216,9 +216,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 out: BytesMut::new(),
                 spare: &mut self.spare,
             };
-            let stream = futures_util::stream::unfold(Some(appending), |state| async move {
-                state?.next().await
-            });
+            let stream =
+                futures_util::stream::unfold(Some(appending), |state| async move { state?.next().await });
             let stream: BoxStream<'s, _> = Box::pin(stream);
             Ok(stream)
         })

@@ -144,12 +144,7 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
 }
 
 /// Answers requests, many at a time.
-async fn requests(
-    mut reader: Reader,
-    mut writer: Writer,
-    cluster: Cluster,
-    from: u64,
-) -> Result<(), String> {
+async fn requests(mut reader: Reader, mut writer: Writer, cluster: Cluster, from: u64) -> Result<(), String> {
     let (tell, mut answers) = mpsc::channel::<(u64, Answer, Bytes)>(REQUESTS_IN_FLIGHT_MAX);
     let room = Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX));
     let read = async {

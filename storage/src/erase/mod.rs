@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
 
+use crate::clock;
 use crate::codec::{self, Gone, Intent};
 use crate::limits::ERASE_ROUND_BYTES_MAX;
 use crate::log::Inner;
@@ -71,7 +72,9 @@ impl Eraser {
                 };
                 overwrite(&*file, list).map_err(|e| format!("erasing in segment {id}: {e}"))?;
             }
-            let mut erased: Vec<LogIndex> = taken.iter().map(|d| d.index).collect();
+            let now = clock::now();
+            let erased: Vec<(LogIndex, Duration)> =
+                taken.iter().map(|d| (d.index, now.saturating_duration_since(d.since))).collect();
             {
                 let mut state = self.inner.state();
                 for dying in &taken {
@@ -84,8 +87,6 @@ impl Eraser {
                     }
                 }
             }
-            erased.sort_unstable();
-            erased.dedup();
             (self.inner.options.on_erased)(&erased);
         }
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::recovery::{self, Found, Scan, Verdict};
 use super::segment::{create, slot_of};
-use super::state::{Dying, LogState, Segment, Slot};
+use super::state::{LogState, Segment, Slot};
 use super::superblock::{Contents, Superblock};
 use super::writer::Written;
 use super::{Identity, Recovered, RecoveredCheckpoint};
@@ -259,7 +259,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
     let mut checkpoints = Checkpoints::default();
     let mut log: BTreeMap<LogIndex, (LogPosition, Location)> = BTreeMap::new();
     let mut bodies: BTreeMap<LogIndex, Location> = BTreeMap::new();
-    let mut dead: Vec<Dying> = Vec::new();
+    let mut dead: Vec<(LogIndex, Location)> = Vec::new();
     let mut pristine = true;
     for found in scanned.records {
         let (index, location) = (found.at.index, found.location);
@@ -281,7 +281,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
             Kind::Truncate => {
                 written.next = written.next.min(index.0);
                 for index in log.split_off(&index).into_keys() {
-                    dead.extend(bodies.remove(&index).map(|location| Dying { index, location }));
+                    dead.extend(bodies.remove(&index).map(|location| (index, location)));
                 }
             }
             Kind::Entry | Kind::Body => {
@@ -291,7 +291,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
                 }
                 if !erased {
                     let older = bodies.insert(index, location);
-                    dead.extend(older.map(|location| Dying { index, location }));
+                    dead.extend(older.map(|location| (index, location)));
                 }
             }
             Kind::Intent => {
@@ -355,9 +355,9 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
             state.body_written(index, ticket, location);
         }
     }
-    for dying in dead {
+    for (index, location) in dead {
         // Counted as live until it is overwritten, like any dying body.
-        state.body_written(dying.index, 0, dying.location);
+        state.body_written(index, 0, location);
     }
     state.floor = written.floor;
     state.vote = written.vote;

@@ -47,12 +47,15 @@ pub struct Identity {
     pub node: u64,
 }
 
+/// Gets the index of each body's entry, and how long ago the body died.
+pub type OnErased = Box<dyn Fn(&[(LogIndex, std::time::Duration)]) + Send + Sync>;
+
 /// How to run a log.
 pub struct Options {
     /// Size of a segment file; counts when the directory is created.
     pub segment_bytes: u64,
-    /// Told of each body whose octets were overwritten and synced: index of its entry.
-    pub on_erased: Box<dyn Fn(&[LogIndex]) + Send + Sync>,
+    /// Told of each body whose octets were overwritten and synced.
+    pub on_erased: OnErased,
     /// Told once, with the reason, when a write or sync failed. The node must end.
     pub on_failure: Box<dyn Fn(&str) + Send + Sync>,
 }

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::clock;
 use crate::codec::Vote;
 use crate::disk::DiskFile;
 use crate::limits::CACHE_BYTES_MAX;
@@ -78,6 +80,8 @@ impl Segment {
 pub(crate) struct Dying {
     pub(crate) index: LogIndex,
     pub(crate) location: Location,
+    /// When it died, as far as this start of the node knows.
+    pub(crate) since: Instant,
 }
 
 #[derive(Default)]
@@ -190,7 +194,7 @@ impl LogState {
             }
             _ => {
                 self.add_live(location.segment, location.body_bytes);
-                self.dying.push(Dying { index, location });
+                self.dying.push(Dying { index, location, since: clock::now() });
             }
         }
     }
@@ -200,7 +204,7 @@ impl LogState {
         if let Some((_, place)) = self.bodies.remove(&index)
             && let Some(location) = place
         {
-            self.dying.push(Dying { index, location });
+            self.dying.push(Dying { index, location, since: clock::now() });
         }
         if let Some(slot) = self.slot_mut(index)
             && let Some((_, body)) = &mut slot.cached

@@ -1,0 +1,87 @@
+//! Pure. What operators' programs and nodes say to each other: one JSON object a line over mutual TLS; a request, then any
+//! number of items, then an end.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest line.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// The name that the certificate of an operator carries.
+pub const OPERATOR_NAME: &str = "operator.holdfast.internal";
+
+/// What is asked.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How the cluster is.
+    Status,
+    /// Sets a route.
+    RouteSet {
+        /// The domain, `.domain` or `*`.
+        domain: String,
+        /// Hosts with ports; empty for the MX.
+        to: Vec<(String, u16)>,
+        /// Word of the TLS policy.
+        tls: String,
+        /// Own lifetime.
+        lifetime_ms: Option<u64>,
+    },
+    /// Lists routes.
+    RouteList,
+    /// Removes a route, unless mail waits for it.
+    RouteRemove {
+        /// The domain.
+        domain: String,
+    },
+    /// Lists messages.
+    QueueList(Selector),
+    /// Tries what waits, now.
+    QueueRetry(Selector),
+    /// Removes messages without a notice.
+    QueueRemove {
+        /// Which.
+        selector: Selector,
+        /// Only counts.
+        dry_run: bool,
+    },
+}
+
+/// Which messages.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selector {
+    /// This one.
+    pub id: Option<String>,
+    /// With a recipient of this domain.
+    pub to_domain: Option<String>,
+    /// From this address.
+    pub from: Option<String>,
+    /// Older than this.
+    pub older_than_ms: Option<u64>,
+    /// In this state.
+    pub state: Option<String>,
+    /// Every one.
+    pub all: bool,
+}
+
+/// A line of an answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Line {
+    /// Something that was asked for.
+    Item(serde_json::Value),
+    /// Nothing follows.
+    End {
+        /// Why it failed, if it did.
+        error: Option<Failure>,
+    },
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// For people.
+    pub text: String,
+    /// The outcome is unknown: exit status 3.
+    pub unknown: bool,
+}

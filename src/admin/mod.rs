@@ -1,0 +1,5 @@
+//! Operators' access: `api` is what is said over the wire, `server` answers on a node, `client` asks from the command line.
+
+pub mod api;
+pub mod client;
+pub mod server;

@@ -1,0 +1,351 @@
+//! Answering operators on a node. Only who shows an operator's certificate of the cluster's authority is answered.
+#![expect(clippy::disallowed_methods, reason = "listeners bind")]
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use holdfast_cluster::{Bytes, Cluster, Fence, ProposeError};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::api::{Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector};
+use crate::clock;
+use crate::deliver::leader::Delivery;
+use crate::deliver::route::target;
+use crate::queue::command::{Command, Fate, Outcome, Route, TlsPolicy};
+use crate::queue::message::State;
+use crate::queue::{Message, MessageId, Queue};
+use crate::receive::intake::Intake;
+use crate::smtp::address::is_domain;
+
+/// Operators' connections at the same time; who comes beyond waits.
+const CONNECTIONS_MAX: usize = 32;
+/// Messages that are looked at in one go while the queue is locked.
+const LIST_STEP: usize = 500;
+
+/// What operators may look at and touch.
+pub struct Admin {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The queue.
+    pub queue: Arc<Mutex<Queue>>,
+    /// Delivery.
+    pub delivery: Arc<Delivery>,
+    /// Intake, for whether mail is accepted.
+    pub intake: Arc<Intake>,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Hash of the shared settings.
+    pub config_hash: String,
+    /// The lifetime of a message without one of its route's.
+    pub lifetime_ms: u64,
+    /// What is wrong and no reason not to run, such as an expired certificate.
+    pub warnings: Vec<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens the operators' port.
+///
+/// # Errors
+/// The system's answer.
+pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|e| format!("[admin] listen = {address}: {e}"))
+}
+
+/// Serves operators for as long as the node runs.
+pub async fn run(listener: TcpListener, tls: TlsAcceptor, admin: Arc<Admin>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (tls, admin) = (tls.clone(), admin.clone());
+        tokio::spawn(async move {
+            let served = timeout(Duration::from_secs(600), serve(stream, tls, admin)).await;
+            if let Ok(Err(e)) = served {
+                tracing::debug!(error = %e, "an operator's connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn serve(stream: tokio::net::TcpStream, tls: TlsAcceptor, admin: Arc<Admin>) -> anyhow::Result<()> {
+    let stream = timeout(Duration::from_secs(5), tls.accept(stream)).await??;
+    let operator = {
+        let certificates = stream.get_ref().1.peer_certificates();
+        certificates.and_then(|c| c.first()).is_some_and(|leaf| {
+            let name = rustls::pki_types::ServerName::try_from(OPERATOR_NAME);
+            let leaf = webpki::EndEntityCert::try_from(leaf);
+            matches!((leaf, name), (Ok(leaf), Ok(name)) if leaf.verify_is_valid_for_subject_name(&name).is_ok())
+        })
+    };
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut line = String::new();
+    BufReader::new(reader.take(LINE_BYTES_MAX as u64)).read_line(&mut line).await?;
+    let (tell, mut items) = mpsc::channel::<Value>(256);
+    let answer = async {
+        let result = match serde_json::from_str::<Request>(&line) {
+            _ if !operator => Err(failed("the certificate is not an operator's")),
+            Ok(request) => admin.answer(request, &tell).await,
+            Err(e) => Err(failed(&format!("not a request: {e}"))),
+        };
+        drop(tell);
+        result
+    };
+    let write = async {
+        while let Some(item) = items.recv().await {
+            let mut line = serde_json::to_vec(&Line::Item(item))?;
+            line.push(b'\n');
+            writer.write_all(&line).await?;
+        }
+        anyhow::Ok(())
+    };
+    let (result, written) = tokio::join!(answer, write);
+    written?;
+    let mut end = serde_json::to_vec(&Line::End { error: result.err() })?;
+    end.push(b'\n');
+    writer.write_all(&end).await?;
+    writer.shutdown().await?;
+    Ok(())
+}
+
+fn failed(text: &str) -> Failure {
+    Failure { text: text.into(), unknown: false }
+}
+
+impl Admin {
+    async fn answer(&self, request: Request, tell: &mpsc::Sender<Value>) -> Result<(), Failure> {
+        let gone = |_| failed("the operator has gone");
+        match request {
+            Request::Status => tell.send(self.status().await).await.map_err(gone),
+            Request::RouteList => {
+                let routes = lock(&self.queue).routes().clone();
+                for (domain, route) in routes {
+                    let to: Vec<String> = route.hosts.iter().map(|(h, p)| format!("{h}:{p}")).collect();
+                    let item = json!({
+                        "domain": domain, "to": to, "mx": route.hosts.is_empty(), "tls": route.tls.word(),
+                        "lifetime_s": route.lifetime_ms.map(|ms| ms / 1000),
+                    });
+                    tell.send(item).await.map_err(gone)?;
+                }
+                Ok(())
+            }
+            Request::RouteSet { domain, to, tls, lifetime_ms } => {
+                let domain = domain.to_ascii_lowercase();
+                if domain != "*" && !is_domain(domain.strip_prefix('.').unwrap_or(&domain)) {
+                    return Err(failed(&format!("`{domain}` is no domain, `.domain` or `*`")));
+                }
+                let tls =
+                    TlsPolicy::parse(&tls).ok_or_else(|| failed(&format!("`{tls}` is no TLS policy")))?;
+                self.set_route(domain, Some(Route { hosts: to, tls, lifetime_ms })).await
+            }
+            Request::RouteRemove { domain } => {
+                let domain = domain.to_ascii_lowercase();
+                let waiting = {
+                    let queue = lock(&self.queue);
+                    let Some(route) = queue.routes().get(&domain) else {
+                        return Err(failed(&format!("there is no route for {domain}")));
+                    };
+                    let waits = |m: &&Message| {
+                        let mut domains =
+                            m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
+                        domains.any(|d| queue.route(d) == Some(route))
+                    };
+                    queue.messages().filter(waits).count()
+                };
+                if waiting > 0 {
+                    let text = format!("{waiting} messages wait for {domain}; deliver or remove them first");
+                    return Err(failed(&text));
+                }
+                self.set_route(domain, None).await
+            }
+            Request::QueueList(selector) => {
+                let waits = self.delivery.waits();
+                let mut after = None;
+                loop {
+                    let (items, last) = {
+                        let queue = lock(&self.queue);
+                        let mut items = Vec::new();
+                        let mut last = None;
+                        for message in queue.messages_after(after).take(LIST_STEP) {
+                            last = Some(message.id);
+                            if self.selects(&selector, &queue, message) {
+                                items.push(self.describe(&queue, message, waits.get(&message.id).copied()));
+                            }
+                        }
+                        (items, last)
+                    };
+                    for item in items {
+                        tell.send(item).await.map_err(gone)?;
+                    }
+                    match last {
+                        Some(last) => after = Some(last),
+                        None => return Ok(()),
+                    }
+                }
+            }
+            Request::QueueRetry(selector) => {
+                let count = self.select(&selector)?.len();
+                self.delivery.retry_now();
+                tell.send(json!({ "retried": count })).await.map_err(gone)
+            }
+            Request::QueueRemove { selector, dry_run } => {
+                let ids = self.select(&selector)?;
+                let count = ids.len();
+                if !dry_run {
+                    let outcomes: Vec<Outcome> = {
+                        let queue = lock(&self.queue);
+                        let messages = ids.iter().filter_map(|id| queue.message(*id));
+                        messages
+                            .flat_map(|m| {
+                                m.pending().map(|recipient| Outcome {
+                                    id: m.id,
+                                    recipient,
+                                    fate: Fate::Removed,
+                                    reply: "removed by an operator".into(),
+                                })
+                            })
+                            .collect()
+                    };
+                    let command = Command::Settle { outcomes, notice: None };
+                    self.propose(command).await?;
+                }
+                tell.send(json!({ "removed": count, "dry_run": dry_run })).await.map_err(gone)
+            }
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), Failure> {
+        let deadline = clock::after(Duration::from_secs(15));
+        match self.cluster.propose(command.encode().into(), Bytes::new(), Fence::Any, false, deadline).await {
+            Ok(_) => Ok(()),
+            Err(ProposeError::OutcomeUnknown) => {
+                Err(Failure { text: "the outcome is unknown: look again".into(), unknown: true })
+            }
+            Err(e) => Err(failed(&format!("{e}: is there a quorum?"))),
+        }
+    }
+
+    async fn set_route(&self, domain: String, route: Option<Route>) -> Result<(), Failure> {
+        self.propose(Command::Route { domain, route }).await
+    }
+
+    fn select(&self, selector: &Selector) -> Result<Vec<MessageId>, Failure> {
+        if *selector == Selector::default() {
+            return Err(failed(
+                "say which messages: an id, --to-domain, --from, --older-than, --state or --all",
+            ));
+        }
+        let queue = lock(&self.queue);
+        let found: Vec<MessageId> =
+            queue.messages().filter(|m| self.selects(selector, &queue, m)).map(|m| m.id).collect();
+        match (&selector.id, found.is_empty()) {
+            (Some(id), true) => Err(failed(&format!("{id}: no such message"))),
+            _ => Ok(found),
+        }
+    }
+
+    fn selects(&self, s: &Selector, queue: &Queue, m: &Message) -> bool {
+        let age_ms = queue.now().0.saturating_sub(m.id.born().0);
+        let domain = |d: &String| m.envelope.recipients.iter().any(|r| r.address.domain() == d);
+        s.id.as_ref().is_none_or(|id| MessageId::parse(id) == Some(m.id))
+            && s.to_domain.as_ref().is_none_or(domain)
+            && s.from.as_ref().is_none_or(|from| m.envelope.sender.to_string() == *from)
+            && s.older_than_ms.is_none_or(|ms| age_ms > ms)
+            && s.state.as_ref().is_none_or(|state| message_state(m) == state)
+    }
+
+    fn describe(&self, queue: &Queue, m: &Message, wait_ms: Option<u64>) -> Value {
+        let age_ms = queue.now().0.saturating_sub(m.id.born().0);
+        let recipients: Vec<Value> = m
+            .envelope
+            .recipients
+            .iter()
+            .map(|r| {
+                let state = match r.state {
+                    State::Pending if r.attempts > 0 => "deferred",
+                    State::Pending => "pending",
+                    State::Delivered => "delivered",
+                    State::Failed => "failed",
+                    State::Expired => "expired",
+                    State::Removed => "removed",
+                };
+                json!({
+                    "address": r.address.to_string(), "destination": target(queue, r.address.domain()).key,
+                    "state": state, "attempts": r.attempts, "next_attempt_s": wait_ms.map(|ms| ms / 1000),
+                    "last_reply": r.last_reply,
+                })
+            })
+            .collect();
+        let lifetimes =
+            m.envelope.recipients.iter().map(|r| {
+                queue.route(r.address.domain()).and_then(|r| r.lifetime_ms).unwrap_or(self.lifetime_ms)
+            });
+        let lifetime = lifetimes.min().unwrap_or(self.lifetime_ms);
+        json!({
+            "id": m.id.to_string(), "sender": m.envelope.sender.to_string(), "size": m.size,
+            "arrival_time": m.envelope.arrival_unix_s, "age_s": age_ms / 1000,
+            "expires_in_s": lifetime.saturating_sub(age_ms) / 1000, "state": message_state(m), "recipients": recipients,
+        })
+    }
+
+    async fn status(&self) -> Value {
+        let report = self.cluster.report().await;
+        let (messages, bytes, deferred, oldest_ms) = {
+            let queue = lock(&self.queue);
+            let (messages, bytes) = queue.size();
+            let deferred = queue.messages().filter(|m| message_state(m) == "deferred").count();
+            let oldest = queue.messages().next().map_or(0, |m| queue.now().0.saturating_sub(m.id.born().0));
+            (messages, bytes, deferred, oldest)
+        };
+        let why_not = self.intake.not_accepting().map(|(why, _)| why);
+        let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
+        let nodes: Vec<Value> = report
+            .nodes
+            .iter()
+            .map(|(id, (member, node))| {
+                let behind = node.as_ref().is_some_and(|n| n.leader.is_none());
+                let healthy = node.is_some() && !behind;
+                json!({
+                    "id": id, "role": node.as_ref().map_or("unreachable", |n| &n.role), "healthy": healthy,
+                    "accepting": healthy && why_not.is_none(),
+                    "why_not": if node.is_none() { Some("unreachable") } else { why_not.as_deref() },
+                    "placement": {
+                        "datacenter": member.placement.datacenter, "power": member.placement.power,
+                        "network": member.placement.network,
+                    },
+                    "last_index": node.as_ref().and_then(|n| n.last_index),
+                    "matched_index": report.matched.get(id),
+                    "disk_free_bytes": node.as_ref().map(|n| n.disk_free_bytes),
+                    "held_bytes": node.as_ref().map(|n| n.held_bytes),
+                    "live_body_bytes": node.as_ref().map(|n| n.live_body_bytes),
+                    "erase_backlog": node.as_ref().map(|n| n.erase_backlog),
+                })
+            })
+            .collect();
+        json!({
+            "cluster": self.cluster_id, "version": env!("CARGO_PKG_VERSION"), "config_hash": self.config_hash,
+            "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
+            "why_not": why_not, "nodes": nodes, "warnings": self.warnings,
+            "queue": {
+                "messages": messages, "bytes": bytes, "deferred": deferred, "held": 0,
+                "oldest_age_s": oldest_ms / 1000,
+            },
+        })
+    }
+}
+
+fn message_state(m: &Message) -> &'static str {
+    let tried = m.pending().any(|n| m.envelope.recipients[n as usize].attempts > 0);
+    if tried { "deferred" } else { "active" }
+}

@@ -1,0 +1,106 @@
+//! Printing for people and for programs.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(super) fn status(status: &Value, json: bool) {
+    if json {
+        println!("{status}");
+        return;
+    }
+    let field = |name: &str| text(&status[name]);
+    println!("cluster {}  leader {}  term {}", field("cluster"), field("leader"), field("term"));
+    match status["why_not"].as_str() {
+        None => println!("accepting mail"),
+        Some(why) => println!("NOT accepting mail: {why}"),
+    }
+    if status["stale"] == true {
+        println!("stale: this node knows of no quorum; what follows is its own view");
+    }
+    for warning in status["warnings"].as_array().into_iter().flatten() {
+        println!("warning: {}", text(warning));
+    }
+    println!(
+        "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}",
+        "node", "role", "healthy", "power", "network", "last index", "matched", "free"
+    );
+    for n in status["nodes"].as_array().into_iter().flatten() {
+        let free = n["disk_free_bytes"].as_u64().map_or("-".into(), |b| format!("{} MiB", b >> 20));
+        println!(
+            "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}",
+            text(&n["id"]),
+            text(&n["role"]),
+            if n["healthy"] == true { "yes" } else { "NO" },
+            text(&n["placement"]["power"]),
+            text(&n["placement"]["network"]),
+            text(&n["last_index"]),
+            text(&n["matched_index"]),
+            free
+        );
+    }
+    let q = &status["queue"];
+    println!(
+        "queue: {} messages, {} bytes, {} deferred, oldest {} s",
+        text(&q["messages"]),
+        text(&q["bytes"]),
+        text(&q["deferred"]),
+        text(&q["oldest_age_s"])
+    );
+}
+
+pub(super) fn route(route: &Value, json: bool) {
+    if json {
+        println!("{route}");
+        return;
+    }
+    let to: Vec<String> = route["to"].as_array().into_iter().flatten().map(text).collect();
+    let to = if to.is_empty() { "MX".into() } else { to.join(",") };
+    let lifetime = route["lifetime_s"].as_u64().map_or(String::new(), |s| format!("  lifetime {s}s"));
+    println!("{}  to {to}  tls {}{lifetime}", text(&route["domain"]), text(&route["tls"]));
+}
+
+pub(super) fn message(message: &Value, json: bool) {
+    if json {
+        println!("{message}");
+        return;
+    }
+    println!(
+        "{}  {} bytes  {} s old  {}  from <{}>",
+        text(&message["id"]),
+        text(&message["size"]),
+        text(&message["age_s"]),
+        text(&message["state"]),
+        text(&message["sender"])
+    );
+    for r in message["recipients"].as_array().into_iter().flatten() {
+        let reply = r["last_reply"].as_str().filter(|s| !s.is_empty());
+        let reply = reply.map_or(String::new(), |s| format!("  ({s})"));
+        println!("    <{}>  {}{reply}", text(&r["address"]), text(&r["state"]));
+    }
+}
+
+pub(super) fn count(answer: &[Value], what: &str, json: bool) {
+    let Some(answer) = answer.first() else { return };
+    match json {
+        true => println!("{answer}"),
+        false => println!("{} {what}", text(&answer[what])),
+    }
+}
+
+pub(super) fn confirm(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    if std::io::stderr().flush().is_err() {
+        return false;
+    }
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}

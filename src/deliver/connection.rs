@@ -1,0 +1,239 @@
+//! The `Dialer` edge: a connection to a destination, greeted and ready for transactions.
+//!
+//! Under `opportunistic` a failed or stalled handshake is tried once more in the clear; under any stricter policy it defers.
+//! What was said before the handshake is forgotten (RFC 3207 §4.2).
+#![expect(clippy::disallowed_methods, reason = "this is the Dialer edge")]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpSocket;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::resolve::Host;
+use super::tls::ClientTls;
+use crate::queue::command::TlsPolicy;
+use crate::smtp::reply::Received;
+
+/// How connections are made.
+#[derive(Clone)]
+pub struct Dialer {
+    /// Source addresses, at most one of each family.
+    pub bind: Vec<IpAddr>,
+    /// Our name in EHLO.
+    pub helo: String,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+    /// How long to wait for the reply to the final dot; others are waited for half as long.
+    pub reply_timeout: Duration,
+    /// TLS.
+    pub tls: ClientTls,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A connection to a destination.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    buffer: BytesMut,
+    /// The host.
+    pub host: Host,
+    /// Whether PIPELINING was offered.
+    pub pipelining: bool,
+    /// Whether 8BITMIME was offered.
+    pub eight_bit: bool,
+    /// Whether SIZE was offered.
+    pub size: bool,
+    starttls: bool,
+    /// Protocol and cipher, if encrypted.
+    pub tls: Option<String>,
+}
+
+/// Why there is no connection, or no longer one. Begins with an enhanced status code.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Broken(pub String);
+
+fn broken(status: &str, why: impl std::fmt::Display) -> Broken {
+    Broken(format!("{status} {why}"))
+}
+
+impl Dialer {
+    /// Connects, greets and encrypts as the policy asks.
+    ///
+    /// # Errors
+    /// [`Broken`] with the reason, which is never a reason to give mail up.
+    pub async fn open(&self, host: &Host, policy: TlsPolicy) -> Result<Connection, Broken> {
+        let connection = self.greet(host).await?;
+        if policy == TlsPolicy::None || policy == TlsPolicy::Opportunistic && !connection.starttls {
+            return Ok(connection);
+        }
+        if !connection.starttls {
+            return Err(broken("4.7.4", format!("TLS is required, but {} does not offer it", host.name)));
+        }
+        let config = match policy {
+            TlsPolicy::Verify => self.tls.verified.clone(),
+            _ => self.tls.any.clone(),
+        };
+        let encrypted = connection.encrypt(config, self).await;
+        match encrypted {
+            Ok(connection) => Ok(connection),
+            Err(why) if policy == TlsPolicy::Opportunistic => {
+                tracing::info!(host = host.name, why = why.0, "TLS failed; once more in the clear");
+                self.greet(host).await
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    async fn greet(&self, host: &Host) -> Result<Connection, Broken> {
+        let lost = |e: std::io::Error| broken("4.4.1", format!("connect to {}: {e}", host.address));
+        let socket = match host.address.ip() {
+            IpAddr::V4(_) => TcpSocket::new_v4(),
+            IpAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .map_err(lost)?;
+        if let Some(source) = self.bind.iter().find(|a| a.is_ipv4() == host.address.is_ipv4()) {
+            socket.bind((*source, 0).into()).map_err(lost)?;
+        }
+        let stream = timeout(self.connect_timeout, socket.connect(host.address))
+            .await
+            .map_err(|_| broken("4.4.1", format!("connect to {}: timed out", host.address)))?
+            .map_err(lost)?;
+        stream.set_nodelay(true).map_err(lost)?;
+        let mut connection = Connection {
+            stream: Box::new(stream),
+            buffer: BytesMut::new(),
+            host: host.clone(),
+            pipelining: false,
+            eight_bit: false,
+            size: false,
+            starttls: false,
+            tls: None,
+        };
+        let greeting = connection.reply(self.reply_timeout / 2).await?;
+        if greeting.code != 220 {
+            return Err(broken("4.4.2", format!("{} greeted with {}", host.name, greeting.one_line())));
+        }
+        connection.ehlo(self).await?;
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    async fn ehlo(&mut self, dialer: &Dialer) -> Result<(), Broken> {
+        self.send(format!("EHLO {}\r\n", dialer.helo).as_bytes()).await?;
+        let reply = self.reply(dialer.reply_timeout / 2).await?;
+        (self.pipelining, self.eight_bit, self.size, self.starttls) = (false, false, false, false);
+        if reply.code != 250 {
+            self.send(format!("HELO {}\r\n", dialer.helo).as_bytes()).await?;
+            let reply = self.reply(dialer.reply_timeout / 2).await?;
+            return match reply.code {
+                250 => Ok(()),
+                _ => Err(broken(
+                    "4.4.2",
+                    format!("{} answered HELO with {}", self.host.name, reply.one_line()),
+                )),
+            };
+        }
+        for line in reply.lines.iter().skip(1) {
+            match line.split(' ').next().unwrap_or("").to_ascii_uppercase().as_str() {
+                "PIPELINING" => self.pipelining = true,
+                "8BITMIME" => self.eight_bit = true,
+                "SIZE" => self.size = true,
+                "STARTTLS" => self.starttls = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn encrypt(
+        mut self,
+        config: std::sync::Arc<rustls::ClientConfig>,
+        dialer: &Dialer,
+    ) -> Result<Connection, Broken> {
+        self.send(b"STARTTLS\r\n").await?;
+        let reply = self.reply(dialer.reply_timeout / 2).await?;
+        if reply.code != 220 {
+            return Err(broken("4.7.4", format!("STARTTLS was answered with {}", reply.one_line())));
+        }
+        let name = ServerName::try_from(self.host.name.clone())
+            .unwrap_or_else(|_| ServerName::from(self.host.address.ip()));
+        let handshake = TlsConnector::from(config).connect(name, self.stream);
+        let stream = timeout(dialer.connect_timeout, handshake)
+            .await
+            .map_err(|_| broken("4.7.5", "TLS handshake timed out"))?
+            .map_err(|e| broken("4.7.5", format!("TLS handshake: {e}")))?;
+        let session = stream.get_ref().1;
+        let version = match session.protocol_version() {
+            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLSv1.2",
+        };
+        let cipher =
+            session.negotiated_cipher_suite().map(|c| format!("{:?}", c.suite())).unwrap_or_default();
+        let tls = Some(format!("{version} with cipher {cipher}"));
+        // Octets that came in the clear after the 220 are forgotten with the buffer.
+        let mut connection = Connection { stream: Box::new(stream), buffer: BytesMut::new(), tls, ..self };
+        connection.ehlo(dialer).await?;
+        Ok(connection)
+    }
+
+    /// Sends octets. A destination that takes none for three minutes is given up (RFC 5321 §4.5.3.2.5).
+    pub async fn send(&mut self, octets: &[u8]) -> Result<(), Broken> {
+        let sent = async {
+            self.stream.write_all(octets).await?;
+            self.stream.flush().await
+        };
+        match timeout(Duration::from_secs(180), sent).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(broken("4.4.2", format!("lost connection with {}: {e}", self.host.name))),
+            Err(_) => Err(broken("4.4.2", format!("{} takes no data", self.host.name))),
+        }
+    }
+
+    /// Waits for a reply.
+    pub async fn reply(&mut self, patience: Duration) -> Result<Received, Broken> {
+        let read = async {
+            loop {
+                match Received::take(&self.buffer) {
+                    Ok(Some((reply, used))) => {
+                        self.buffer.advance(used);
+                        return Ok(reply);
+                    }
+                    Ok(None) => {}
+                    Err(e) => return Err(broken("4.5.0", format!("{}: {e}", self.host.name))),
+                }
+                self.buffer.reserve(4096);
+                match self.stream.read_buf(&mut self.buffer).await {
+                    Ok(0) => {
+                        return Err(broken("4.4.2", format!("{} closed the connection", self.host.name)));
+                    }
+                    Ok(_) => {}
+                    Err(e) => {
+                        return Err(broken("4.4.2", format!("lost connection with {}: {e}", self.host.name)));
+                    }
+                }
+            }
+        };
+        let waited = timeout(patience, read).await;
+        waited.unwrap_or_else(|_| Err(broken("4.4.2", "timed out waiting for a reply")))
+    }
+
+    /// Waits until the destination says something or closes, which a destination that is not spoken to should not.
+    pub async fn spoken_to(&mut self) {
+        self.buffer.reserve(512);
+        drop(self.stream.read_buf(&mut self.buffer).await);
+    }
+
+    /// Says goodbye.
+    pub async fn quit(mut self) {
+        if self.send(b"QUIT\r\n").await.is_ok() {
+            drop(self.reply(Duration::from_secs(5)).await);
+        }
+    }
+}

@@ -1,0 +1,626 @@
+//! Delivery by the leader: from the moment it has applied its own term's first entry until it leads no more.
+//!
+//! A message of the leader's own term is scheduled once it is placed, since until then its client may still be told 451; a
+//! message of an earlier term always. All state here is made anew from the queue with each term; a crash loses none of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, Term};
+use tokio::sync::{Notify, watch};
+
+use super::connection::{Broken, Connection, Dialer};
+use super::fate::status;
+use super::resolve::{NoHost, Resolve};
+use super::route::{Target, target};
+use super::settle::{Settlement, Settler};
+use super::transaction::{End, Means, run};
+use crate::clock;
+use crate::maillog::{MailLog, Service, clean};
+use crate::queue::bounce::{Failure, Setting, notice};
+use crate::queue::command::{Command, Fate, Notice, Outcome};
+use crate::queue::message::{Envelope, Recipient, Tick};
+use crate::queue::retry::{Backoff, is_expired};
+use crate::queue::{Change, Message, MessageId, Queue};
+use crate::receive::intake::Intake;
+use crate::schedule::{Job, Key, Limits, Scheduler};
+
+/// Cluster time goes on at least this often while there is a leader.
+const TICK: Duration = Duration::from_secs(1);
+/// An open connection waits this long for the next message.
+const LINGER: Duration = Duration::from_secs(2);
+/// Messages that one tick looks at for expiry.
+const EXPIRY_LOOK_MAX: usize = 2000;
+
+/// What delivery needs.
+pub struct Delivery {
+    cluster: Cluster,
+    queue: Arc<Mutex<Queue>>,
+    log: Arc<MailLog>,
+    intake: Arc<Intake>,
+    dialer: Dialer,
+    resolve: Resolve,
+    settler: Settler,
+    settings: Settings,
+    sessions: AtomicU64,
+    /// Transactions that are open.
+    open: AtomicUsize,
+    in_transaction: Mutex<BTreeSet<MessageId>>,
+    /// Set while the node hands over: nothing new is begun.
+    draining: AtomicBool,
+    /// An operator's wish to try everything now.
+    retry: Notify,
+    waits: Mutex<BTreeMap<MessageId, u64>>,
+    began: Instant,
+}
+
+/// How to deliver.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our name, in notices.
+    pub hostname: String,
+    /// How long mail waits, unless its route says otherwise.
+    pub lifetime_ms: u64,
+    /// Pauses of a message that was put off.
+    pub retry: Backoff,
+    /// Connections.
+    pub limits: Limits,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One term of this node's.
+struct Reign {
+    term: Term,
+    scheduler: Mutex<Scheduler>,
+    targets: Mutex<BTreeMap<Key, Target>>,
+    /// Something changed for the leader loop, and for connections that wait for a job.
+    wake: Notify,
+    job: Notify,
+    over: watch::Sender<bool>,
+}
+
+impl Delivery {
+    /// Delivery for a node; must be made within the runtime on which it shall run.
+    pub fn new(
+        cluster: Cluster,
+        queue: Arc<Mutex<Queue>>,
+        log: Arc<MailLog>,
+        intake: Arc<Intake>,
+        dialer: Dialer,
+        settings: Settings,
+    ) -> Delivery {
+        Delivery {
+            settler: Settler::new(cluster.clone()),
+            cluster,
+            queue,
+            log,
+            intake,
+            dialer,
+            resolve: Resolve::new(),
+            settings,
+            sessions: AtomicU64::new(1),
+            open: AtomicUsize::new(0),
+            in_transaction: Mutex::default(),
+            draining: AtomicBool::new(false),
+            retry: Notify::new(),
+            waits: Mutex::default(),
+            began: clock::now(),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        clock::now().duration_since(self.began).as_millis() as u64
+    }
+
+    /// Begins nothing new, and waits until what is open has ended and is committed, or until `patience` is over.
+    pub async fn drain(&self, patience: Duration) {
+        self.draining.store(true, Ordering::SeqCst);
+        let deadline = clock::after(patience);
+        while (self.open.load(Ordering::SeqCst) > 0 || self.settler.count() > 0) && clock::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Tries everything that waits, now.
+    pub fn retry_now(&self) {
+        self.retry.notify_one();
+    }
+
+    /// For how many milliseconds messages still wait, for the operator.
+    pub fn waits(&self) -> BTreeMap<MessageId, u64> {
+        let now = self.now_ms();
+        lock(&self.waits).iter().map(|(id, at)| (*id, at.saturating_sub(now))).collect()
+    }
+
+    /// Settles recipients by an operator's word.
+    pub async fn settle(&self, outcomes: Vec<Outcome>) {
+        self.settler.settle(Settlement { outcomes, notice: None }).await;
+    }
+
+    /// Leads whenever this node is the leader, for as long as the node runs.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let Some(term) = self.cluster.leading() else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            // Once this entry of the own term is applied, everything before it is.
+            let now = lock(&self.queue).now();
+            if self.tick(term, now).await {
+                self.lead(term).await;
+                lock(&self.queue).end_journal();
+                lock(&self.waits).clear();
+            } else {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    async fn tick(&self, term: Term, now: Tick) -> bool {
+        let command = Command::Tick { now }.encode();
+        let deadline = clock::after(Duration::from_secs(5));
+        let fence = Fence::Term(term);
+        self.cluster.propose(command.into(), Bytes::new(), fence, false, deadline).await.is_ok()
+    }
+
+    async fn lead(self: &Arc<Self>, term: Term) {
+        tracing::info!(term = term.0, "delivering");
+        let (over, _) = watch::channel(false);
+        let reign = Arc::new(Reign {
+            term,
+            scheduler: Mutex::new(Scheduler::new(self.settings.limits)),
+            targets: Mutex::default(),
+            wake: Notify::new(),
+            job: Notify::new(),
+            over,
+        });
+        let (tick_base, began) = (lock(&self.queue).now(), clock::now());
+        let mut unplaced: BTreeMap<LogIndex, MessageId> = BTreeMap::new();
+        {
+            let mut queue = lock(&self.queue);
+            queue.begin_journal();
+            let mut scheduler = lock(&reign.scheduler);
+            for message in queue.messages() {
+                self.schedule(&reign, &mut scheduler, &queue, message, &mut unplaced);
+            }
+        }
+        let mut applied = self.cluster.applied();
+        let mut next_tick = tokio::time::interval(TICK);
+        next_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut expiring = BTreeSet::new();
+        while self.cluster.leading() == Some(term) {
+            self.drain_journal(&reign, &mut unplaced);
+            self.release_placed(&reign, &mut unplaced);
+            self.open_connections(&reign);
+            let wakes = lock(&reign.scheduler).wakes_at_ms();
+            let wait =
+                wakes.map_or(TICK, |at| Duration::from_millis(at.saturating_sub(self.now_ms()).max(1)));
+            tokio::select! {
+                changed = applied.changed() => if changed.is_err() { break },
+                () = self.cluster.placement_changed(), if !unplaced.is_empty() => {}
+                () = reign.wake.notified() => {}
+                () = self.retry.notified() => lock(&reign.scheduler).retry_all(self.now_ms()),
+                () = tokio::time::sleep(wait) => {}
+                _ = next_tick.tick() => {
+                    let passed = clock::now().duration_since(began).as_millis() as u64;
+                    let now = Tick(tick_base.0 + passed);
+                    let this = self.clone();
+                    tokio::spawn(async move { this.tick(term, now).await });
+                    self.expire(now, &mut expiring).await;
+                    *lock(&self.waits) = lock(&reign.scheduler).waits_until_ms();
+                }
+            }
+        }
+        reign.over.send_replace(true);
+        tracing::info!(term = term.0, "delivering no more");
+    }
+
+    /// Gives a message's pending recipients to the scheduler, by destination.
+    fn schedule(
+        &self,
+        reign: &Reign,
+        scheduler: &mut Scheduler,
+        queue: &Queue,
+        message: &Message,
+        unplaced: &mut BTreeMap<LogIndex, MessageId>,
+    ) {
+        let (term, index) = message.accepted;
+        if term == reign.term.0 {
+            let placed = self.cluster.placed().filter(|(t, _)| *t == reign.term).and_then(|(_, i)| i);
+            if placed.is_none_or(|placed| index > placed) {
+                unplaced.insert(index, message.id);
+                return;
+            }
+        }
+        let mut by_target: BTreeMap<Key, (Target, Vec<u16>)> = BTreeMap::new();
+        for number in message.pending().filter(|n| !self.settler.is_under_way(message.id, *n)) {
+            let domain = message.envelope.recipients[number as usize].address.domain();
+            let target = target(queue, domain);
+            by_target.entry(target.key.clone()).or_insert_with(|| (target, Vec::new())).1.push(number);
+        }
+        for (key, (target, recipients)) in by_target {
+            lock(&reign.targets).entry(key.clone()).or_insert(target);
+            scheduler.add(&key, Job { id: message.id, recipients, attempts: 0 });
+            reign.job.notify_one();
+        }
+    }
+
+    fn drain_journal(&self, reign: &Reign, unplaced: &mut BTreeMap<LogIndex, MessageId>) {
+        let mut removed = Vec::new();
+        {
+            let mut queue = lock(&self.queue);
+            let changes = queue.take_journal();
+            if changes.is_empty() {
+                return;
+            }
+            let mut scheduler = lock(&reign.scheduler);
+            for change in changes {
+                match change {
+                    Change::Added(id) => {
+                        if let Some(message) = queue.message(id) {
+                            self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+                        }
+                    }
+                    Change::Left(id) => removed.push((Service::Qmgr, format!("{id}: removed"))),
+                    Change::Routes => {
+                        // Jobs wait under the destination that their route had; the whole queue is looked at anew.
+                        *scheduler = Scheduler::new(self.settings.limits);
+                        lock(&reign.targets).clear();
+                        for message in queue.messages() {
+                            self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+                        }
+                    }
+                }
+            }
+        }
+        if !removed.is_empty() {
+            self.log.write(0, &removed);
+        }
+    }
+
+    fn release_placed(&self, reign: &Reign, unplaced: &mut BTreeMap<LogIndex, MessageId>) {
+        let Some((term, Some(placed))) = self.cluster.placed() else { return };
+        if term != reign.term || unplaced.first_key_value().is_none_or(|(index, _)| *index > placed) {
+            return;
+        }
+        let later = unplaced.split_off(&LogIndex(placed.0 + 1));
+        let ready = std::mem::replace(unplaced, later);
+        let queue = lock(&self.queue);
+        let mut scheduler = lock(&reign.scheduler);
+        for id in ready.into_values() {
+            if let Some(message) = queue.message(id) {
+                self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+            }
+        }
+    }
+
+    fn open_connections(self: &Arc<Self>, reign: &Arc<Reign>) {
+        if self.draining.load(Ordering::SeqCst) {
+            return;
+        }
+        let now = self.now_ms();
+        lock(&reign.scheduler).advance(now);
+        loop {
+            let key = lock(&reign.scheduler).open_next(now);
+            let Some(key) = key else { return };
+            let (this, reign) = (self.clone(), reign.clone());
+            tokio::spawn(async move {
+                this.connection(&reign, &key).await;
+                lock(&reign.scheduler).closed(&key);
+                reign.wake.notify_one();
+            });
+        }
+    }
+
+    /// Connects to a destination's first host that answers.
+    async fn connect(&self, target: &Target) -> Result<Connection, NoHost> {
+        let mut last = Broken("4.4.1 no host".into());
+        for host in self.resolve.hosts(&target.way).await? {
+            match self.dialer.open(&host, target.tls).await {
+                Ok(connection) => return Ok(connection),
+                Err(why) => last = why,
+            }
+        }
+        Err(NoHost::Later(last.0))
+    }
+
+    /// One connection from its beginning to its end.
+    async fn connection(&self, reign: &Reign, key: &Key) {
+        let Some(target) = lock(&reign.targets).get(key).cloned() else { return };
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let connecting = clock::now();
+        let mut connection = match self.connect(&target).await {
+            Ok(connection) => connection,
+            Err(NoHost::Later(why)) => return self.not_reached(reign, key, number, &why).await,
+            Err(NoHost::Failed(why)) => return self.no_such_destination(reign, key, number, &why).await,
+        };
+        let mut setup = clock::now().duration_since(connecting);
+        if let Some(tls) = &connection.tls {
+            let host = &connection.host;
+            let trust =
+                if target.tls == crate::queue::command::TlsPolicy::Verify { "Verified" } else { "Untrusted" };
+            let line = format!(
+                "{trust} TLS connection established to {}[{}]:{}: {tls}",
+                host.name,
+                host.address.ip(),
+                host.address.port()
+            );
+            self.log.line(number, Service::Smtp, line);
+        }
+        let mut over = reign.over.subscribe();
+        loop {
+            let job =
+                if self.draining.load(Ordering::SeqCst) { None } else { lock(&reign.scheduler).take(key) };
+            let Some(job) = job else {
+                if self.draining.load(Ordering::SeqCst) || *over.borrow() {
+                    return connection.quit().await;
+                }
+                tokio::select! {
+                    () = reign.job.notified() => continue,
+                    () = connection.spoken_to() => return,
+                    _ = over.changed() => return connection.quit().await,
+                    () = tokio::time::sleep(LINGER) => return connection.quit().await,
+                }
+            };
+            // The lease is asked when a transaction is opened, and again before the final dot.
+            if self.cluster.permit().is_none_or(|p| p.term() != reign.term) {
+                lock(&reign.scheduler).give_back(key, job);
+                if self.cluster.leading() != Some(reign.term) {
+                    return connection.quit().await;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            let Some(message) = lock(&self.queue).open(job.id).cloned() else { continue };
+            let mut job = job;
+            let pending: Vec<u16> = message.pending().collect();
+            job.recipients.retain(|n| pending.contains(n) && !self.settler.is_under_way(job.id, *n));
+            if job.recipients.is_empty() {
+                continue;
+            }
+            self.open.fetch_add(1, Ordering::SeqCst);
+            lock(&self.in_transaction).insert(job.id);
+            let means =
+                Means { cluster: &self.cluster, term: reign.term, reply_timeout: self.dialer.reply_timeout };
+            let started = clock::now();
+            let end = run(&means, &mut connection, &message, &job).await;
+            let times = (setup, clock::now().duration_since(started));
+            setup = Duration::ZERO;
+            let host = &connection.host;
+            let relay = format!("{}[{}]:{}", host.name, host.address.ip(), host.address.port());
+            let lost = match end {
+                End::Untried => {
+                    lock(&self.in_transaction).remove(&job.id);
+                    lock(&reign.scheduler).give_back(key, job);
+                    self.open.fetch_sub(1, Ordering::SeqCst);
+                    return; // the destination waits for data that will not come: the connection is of no use
+                }
+                End::Done(outcomes) => {
+                    lock(&reign.scheduler).reached(key);
+                    self.conclude(reign, key, &message, job, outcomes, number, &relay, times).await;
+                    None
+                }
+                End::Lost(outcomes, why) => {
+                    self.conclude(reign, key, &message, job, outcomes, number, &relay, times).await;
+                    Some(why)
+                }
+            };
+            lock(&self.in_transaction).remove(&message.id);
+            self.open.fetch_sub(1, Ordering::SeqCst);
+            if lost.is_some() {
+                lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
+                return;
+            }
+        }
+    }
+
+    /// Brings outcomes under way, writes them to the log, and puts off what is to be tried again.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one delivery, each used once")]
+    async fn conclude(
+        &self,
+        reign: &Reign,
+        key: &Key,
+        message: &Message,
+        job: Job,
+        outcomes: Vec<Outcome>,
+        number: u64,
+        relay: &str,
+        times: (Duration, Duration),
+    ) {
+        self.log_outcomes(message, &outcomes, number, relay, times);
+        let put_off: Vec<u16> =
+            outcomes.iter().filter(|o| o.fate == Fate::Deferred).map(|o| o.recipient).collect();
+        if !put_off.is_empty() {
+            let attempts = job.attempts + 1;
+            let at = self.now_ms() + self.settings.retry.pause_ms(attempts, clock::random());
+            let job = Job { id: message.id, recipients: put_off, attempts };
+            lock(&reign.scheduler).add_later(key, job, at);
+        }
+        self.settle_with_notice(message, outcomes, number, Some(relay)).await;
+    }
+
+    fn log_outcomes(
+        &self,
+        message: &Message,
+        outcomes: &[Outcome],
+        number: u64,
+        relay: &str,
+        (setup, transfer): (Duration, Duration),
+    ) {
+        let total = clock::unix_s().saturating_sub(message.envelope.arrival_unix_s) as f64;
+        let (c, d) = (setup.as_secs_f64(), transfer.as_secs_f64());
+        let waited = (total - c - d).max(0.0);
+        let lines: Vec<(Service, String)> = outcomes
+            .iter()
+            .map(|o| {
+                let address = &message.envelope.recipients[o.recipient as usize].address;
+                let word = match o.fate {
+                    Fate::Delivered => "sent",
+                    Fate::Deferred => "deferred",
+                    Fate::Failed | Fate::Expired | Fate::Removed => "bounced",
+                };
+                let text = match o.fate {
+                    Fate::Expired => format!("delivery time expired; last: {}", clean(&o.reply)),
+                    _ => clean(&o.reply),
+                };
+                let dsn = if o.fate == Fate::Expired { "5.4.7".into() } else { status(&o.reply) };
+                let line = format!(
+                    "{}: to=<{address}>, relay={relay}, delay={:.2}, delays={waited:.2}/0/{c:.2}/{d:.2}, dsn={dsn}, \
+                     status={word} ({text})",
+                    message.id,
+                    waited + c + d
+                );
+                (Service::Smtp, line)
+            })
+            .collect();
+        self.log.write(number, &lines);
+    }
+
+    /// Settles outcomes; failures with a notice to the sender, in the same entry.
+    async fn settle_with_notice(
+        &self,
+        message: &Message,
+        outcomes: Vec<Outcome>,
+        number: u64,
+        relay: Option<&str>,
+    ) {
+        let failures: Vec<Failure> = outcomes
+            .iter()
+            .filter(|o| matches!(o.fate, Fate::Failed | Fate::Expired))
+            .map(|o| Failure {
+                address: message.envelope.recipients[o.recipient as usize].address.to_string(),
+                status: if o.fate == Fate::Expired { "5.4.7".into() } else { status(&o.reply) },
+                remote: relay.filter(|_| o.fate == Fate::Failed).map(Into::into),
+                reply: o.reply.clone(),
+            })
+            .collect();
+        let mut notice = None;
+        if !failures.is_empty() {
+            // A notice is never answered with a notice (RFC 5321 §4.5.5, §6.1).
+            match &message.envelope.sender.0 {
+                Some(sender) => notice = Some(self.compose(message, sender, &failures)),
+                None => {
+                    let line = format!("{}: undeliverable notice discarded", message.id);
+                    self.log.line(number, Service::Bounce, line);
+                }
+            }
+        }
+        if let Some((n, _)) = &notice {
+            let line = format!("{}: sender non-delivery notification: {}", message.id, n.id);
+            self.log.line(number, Service::Bounce, line);
+        }
+        self.settler.settle(Settlement { outcomes, notice }).await;
+    }
+
+    fn compose(
+        &self,
+        message: &Message,
+        sender: &crate::smtp::address::Mailbox,
+        failures: &[Failure],
+    ) -> (Notice, Bytes) {
+        let original = message.bodies.first().and_then(|index| self.cluster.body(*index).ok());
+        let now = clock::unix_s();
+        let id = self.intake.new_id();
+        let (date, arrival) = (clock::rfc5322(now), clock::rfc5322(message.envelope.arrival_unix_s));
+        let setting = Setting { id, hostname: &self.settings.hostname, date: &date, arrival: &arrival };
+        let octets = notice(&setting, message, &sender.to_string(), failures, &original.unwrap_or_default());
+        let envelope = Envelope {
+            sender: Default::default(),
+            recipients: vec![Recipient::new(sender.clone())],
+            eight_bit: false,
+            arrival_unix_s: now,
+            confidential: message.envelope.confidential,
+        };
+        (Notice { id, envelope }, octets.into())
+    }
+
+    /// A destination that could not be reached: one line for the message that was its probe; all of them wait.
+    async fn not_reached(&self, reign: &Reign, key: &Key, number: u64, why: &str) {
+        let now = self.now_ms();
+        let probe = {
+            let mut scheduler = lock(&reign.scheduler);
+            scheduler.not_reached(key, now, clock::random());
+            scheduler.take(key)
+        };
+        let Some(mut job) = probe else { return };
+        let message = lock(&self.queue).message(job.id).cloned();
+        if let Some(message) = message {
+            let outcomes: Vec<Outcome> = job
+                .recipients
+                .iter()
+                .map(|r| Outcome { id: job.id, recipient: *r, fate: Fate::Deferred, reply: why.into() })
+                .collect();
+            self.log_outcomes(&message, &outcomes, number, "none", Default::default());
+            self.settler.settle(Settlement { outcomes, notice: None }).await;
+            job.attempts += 1;
+            lock(&reign.scheduler).give_back(key, job);
+        }
+    }
+
+    /// A domain that takes no mail: everything for it fails at once.
+    async fn no_such_destination(&self, reign: &Reign, key: &Key, number: u64, why: &str) {
+        loop {
+            let job = lock(&reign.scheduler).take(key);
+            let Some(job) = job else { return };
+            let Some(message) = lock(&self.queue).open(job.id).cloned() else { continue };
+            let outcomes: Vec<Outcome> = job
+                .recipients
+                .iter()
+                .map(|r| Outcome { id: job.id, recipient: *r, fate: Fate::Failed, reply: why.into() })
+                .collect();
+            self.log_outcomes(&message, &outcomes, number, "none", Default::default());
+            self.settle_with_notice(&message, outcomes, number, None).await;
+        }
+    }
+
+    /// Gives up what is older than its lifetime, by cluster time, unless a transaction of it is open.
+    async fn expire(&self, now: Tick, expiring: &mut BTreeSet<MessageId>) {
+        let mut old = Vec::new();
+        {
+            let mut queue = lock(&self.queue);
+            expiring.retain(|id| queue.message(*id).is_some());
+            let shortest = queue.routes().values().filter_map(|r| r.lifetime_ms).min();
+            let shortest = shortest.unwrap_or(u64::MAX).min(self.settings.lifetime_ms);
+            // Ids sort by birth, so the old ones stand first.
+            let candidates = queue.messages().take_while(|m| is_expired(m.id.born(), shortest, now));
+            let busy = lock(&self.in_transaction);
+            for message in candidates.take(EXPIRY_LOOK_MAX).filter(|m| !busy.contains(&m.id)) {
+                let outcomes: Vec<Outcome> = message
+                    .pending()
+                    .filter(|n| {
+                        let domain = message.envelope.recipients[*n as usize].address.domain();
+                        let own = queue.route(domain).and_then(|r| r.lifetime_ms);
+                        let lifetime = own.unwrap_or(self.settings.lifetime_ms);
+                        is_expired(message.id.born(), lifetime, now)
+                            && !self.settler.is_under_way(message.id, *n)
+                    })
+                    .map(|recipient| {
+                        let last = &message.envelope.recipients[recipient as usize].last_reply;
+                        let reply = if last.is_empty() { "4.4.7 never tried" } else { last };
+                        Outcome { id: message.id, recipient, fate: Fate::Expired, reply: reply.into() }
+                    })
+                    .collect();
+                if !outcomes.is_empty() && expiring.insert(message.id) {
+                    old.push((message.clone(), outcomes));
+                }
+            }
+            for (message, _) in &old {
+                queue.open(message.id);
+            }
+        }
+        for (message, outcomes) in old {
+            self.log_outcomes(&message, &outcomes, 0, "none", Default::default());
+            let line = format!(
+                "{}: from=<{}>, status=expired, returned to sender",
+                message.id, message.envelope.sender
+            );
+            self.settle_with_notice(&message, outcomes, 0, None).await;
+            self.log.line(0, Service::Qmgr, line);
+        }
+    }
+}

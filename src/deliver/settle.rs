@@ -1,0 +1,122 @@
+//! Getting results committed: gathered for a few milliseconds, proposed together, and proposed again until they are.
+//!
+//! A result is a fact, whoever leads: a node that lost its leadership still brings what it handed off, through the next
+//! leader. The queue ignores what it knows. A crash before the commit loses the result, and the message is sent again.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_cluster::{Cluster, Fence};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::clock;
+use crate::queue::MessageId;
+use crate::queue::command::{Command, Notice, Outcome};
+
+/// Results wait this long for company.
+const GATHER: Duration = Duration::from_millis(5);
+/// Results in one entry.
+const OUTCOMES_MAX: usize = 512;
+/// Entries on their way at the same time.
+const PROPOSALS_MAX: usize = 8;
+/// Results that wait; a worker with more waits with them.
+const QUEUE_MAX: usize = 4096;
+/// One try at proposing.
+const TRY: Duration = Duration::from_secs(10);
+
+/// Results of one message, and the notice they cause.
+pub(super) struct Settlement {
+    pub(super) outcomes: Vec<Outcome>,
+    pub(super) notice: Option<(Notice, Bytes)>,
+}
+
+/// Where results go. Clones share it.
+#[derive(Clone)]
+pub(super) struct Settler {
+    queue: mpsc::Sender<Settlement>,
+    /// Recipients whose results are not yet committed: not to be tried again meanwhile.
+    under_way: Arc<Mutex<BTreeSet<(MessageId, u16)>>>,
+}
+
+impl Settler {
+    pub(super) fn new(cluster: Cluster) -> Settler {
+        let (queue, results) = mpsc::channel(QUEUE_MAX);
+        let under_way = Arc::new(Mutex::new(BTreeSet::new()));
+        tokio::spawn(gather(cluster, results, under_way.clone()));
+        Settler { queue, under_way }
+    }
+
+    /// Brings results under way.
+    pub(super) async fn settle(&self, settlement: Settlement) {
+        {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            under_way.extend(settlement.outcomes.iter().map(|o| (o.id, o.recipient)));
+        }
+        if self.queue.send(settlement).await.is_err() {
+            tracing::error!("the settler has ended; results are lost, and mail may be sent twice");
+        }
+    }
+
+    /// Whether a result of this recipient is not yet committed.
+    pub(super) fn is_under_way(&self, id: MessageId, recipient: u16) -> bool {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains(&(id, recipient))
+    }
+
+    /// How many results are not yet committed.
+    pub(super) fn count(&self) -> usize {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+type UnderWay = Arc<Mutex<BTreeSet<(MessageId, u16)>>>;
+
+async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under_way: UnderWay) {
+    let room = Arc::new(Semaphore::new(PROPOSALS_MAX));
+    while let Some(first) = results.recv().await {
+        let mut outcomes = Vec::new();
+        let mut alone = Vec::new();
+        let mut put = |settlement: Settlement, outcomes: &mut Vec<Outcome>| match settlement.notice {
+            // A notice's octets are the body of its entry, so it has one of its own.
+            Some((notice, octets)) => alone.push((settlement.outcomes, Some(notice), octets)),
+            None => outcomes.extend(settlement.outcomes),
+        };
+        put(first, &mut outcomes);
+        let until = tokio::time::sleep(GATHER);
+        tokio::pin!(until);
+        while outcomes.len() < OUTCOMES_MAX {
+            tokio::select! {
+                biased;
+                more = results.recv() => match more {
+                    Some(more) => put(more, &mut outcomes),
+                    None => break,
+                },
+                () = &mut until => break,
+            }
+        }
+        if !outcomes.is_empty() {
+            alone.push((outcomes, None, Bytes::new()));
+        }
+        for (outcomes, notice, octets) in alone {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let (cluster, under_way) = (cluster.clone(), under_way.clone());
+            tokio::spawn(async move {
+                let names: Vec<(MessageId, u16)> = outcomes.iter().map(|o| (o.id, o.recipient)).collect();
+                let command: Bytes = Command::Settle { outcomes, notice }.encode().into();
+                loop {
+                    let deadline = clock::after(TRY);
+                    let proposed =
+                        cluster.propose(command.clone(), octets.clone(), Fence::Any, false, deadline).await;
+                    match proposed {
+                        Ok(_) => break,
+                        Err(e) => tracing::warn!(error = %e, results = names.len(), "settling; trying again"),
+                    }
+                }
+                let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
+                under_way.retain(|name| !names.contains(name));
+                drop(permit);
+            });
+        }
+    }
+}

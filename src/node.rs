@@ -1,0 +1,237 @@
+//! A node: the only file that sees every layer. The order of its start is the order of this file: settings and keys, the log
+//! and the cluster, then delivery, operators, and last the doors for mail.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use holdfast_cluster::{Cluster, LogIndex, PeerTls};
+use holdfast_storage::Options;
+use holdfast_storage::disk::os::OsDisk;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admin::server::{self as admin_server, Admin};
+use crate::config::{Config, ListenerTls, parse_networks};
+use crate::deliver::connection::Dialer;
+use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
+use crate::deliver::tls::ClientTls;
+use crate::maillog::{MailLog, Service};
+use crate::pki;
+use crate::queue::Queue;
+use crate::queue::retry::Backoff;
+use crate::receive::connection::Shared;
+use crate::receive::intake::Intake;
+use crate::receive::listener::{self, Limits};
+use crate::receive::session::Settings as SessionSettings;
+use crate::schedule;
+use crate::smtp::address::Mailbox;
+
+/// A node may take this long to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(25);
+
+/// Exit status after the log has stopped: the disk cannot be trusted.
+const EXIT_DISK: i32 = 4;
+
+/// Tells the mail log of erasures, with the time since settlement.
+struct Erasures {
+    log: Arc<MailLog>,
+    queue: Arc<Mutex<Queue>>,
+    within: Duration,
+}
+
+impl Erasures {
+    fn note(&self, erased: &[(LogIndex, Duration)]) {
+        let mut lines = Vec::with_capacity(erased.len());
+        for (body, lag) in erased {
+            let id = self.queue.lock().unwrap_or_else(PoisonError::into_inner).erased(*body);
+            let Some(id) = id else { continue };
+            if *lag > self.within {
+                tracing::error!(%id, lag_s = lag.as_secs(), "erased later than erase_within allows");
+            }
+            lines.push((Service::Erase, format!("{id}: erased, lag={:.1}", lag.as_secs_f64())));
+        }
+        if !lines.is_empty() {
+            self.log.write(0, &lines);
+        }
+    }
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// One clear line about what keeps it from running.
+pub fn run(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    let (peer_tls, warnings) = pki::peer_tls(&config)?;
+    let log = MailLog::open(&config.node.name, &config.log.name, config.log.format, &config.log_output())
+        .with_context(|| format!("[log] output = {}", config.log.output))?;
+    let log = Arc::new(log);
+    let queue = Arc::new(Mutex::new(Queue::default()));
+    let cluster = start_cluster(&config, peer_tls, &log, &queue)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(config, warnings, log, queue, cluster))
+}
+
+fn start_cluster(
+    config: &Config,
+    tls: PeerTls,
+    log: &Arc<MailLog>,
+    queue: &Arc<Mutex<Queue>>,
+) -> anyhow::Result<Cluster> {
+    let disk = OsDisk::open(&config.node.data_dir, config.storage.sync_delay.0)?;
+    let erasures = Erasures { log: log.clone(), queue: queue.clone(), within: config.queue.erase_within.0 };
+    let name = config.node.name.clone();
+    let settings = holdfast_cluster::Settings {
+        cluster: config.cluster.id.clone(),
+        id: config.node.id,
+        members: config.members(),
+        listen: config.cluster.listen.to_string(),
+        tls,
+        disk: Arc::new(disk),
+        log: Options {
+            segment_bytes: config.storage.segment_bytes.0,
+            on_erased: Box::new(move |erased| erasures.note(erased)),
+            // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
+            on_failure: Box::new(move |why| {
+                eprintln!("holdfast: {name}: the log has stopped, ending: {why}");
+                std::process::exit(EXIT_DISK);
+            }),
+        },
+        election_ms: (config.cluster.election_min.ms(), config.cluster.election_max.ms()),
+        heartbeat_ms: config.cluster.heartbeat.ms(),
+    };
+    Ok(holdfast_cluster::start(settings, queue.clone())?)
+}
+
+async fn serve(
+    config: Config,
+    warnings: Vec<String>,
+    log: Arc<MailLog>,
+    queue: Arc<Mutex<Queue>>,
+    cluster: Cluster,
+) -> anyhow::Result<()> {
+    let (draining, drains) = watch::channel(false);
+    let intake = Arc::new(Intake::new(
+        cluster.clone(),
+        queue.clone(),
+        cluster.starts(),
+        config.queue.accept_timeout.0,
+        config.storage.reserve_bytes.0,
+        config.smtp.receive_memory.0,
+    ));
+    let delivery = Arc::new(delivery(&config, &log, &queue, &cluster, &intake)?);
+    tokio::spawn(delivery.clone().run());
+    let admin = Admin {
+        cluster: cluster.clone(),
+        queue: queue.clone(),
+        delivery: delivery.clone(),
+        intake: intake.clone(),
+        cluster_id: config.cluster.id.clone(),
+        config_hash: config.hash(),
+        lifetime_ms: config.queue.lifetime.ms(),
+        warnings,
+    };
+    let admin_listener = admin_server::bind(config.admin.listen).await.map_err(anyhow::Error::msg)?;
+    tokio::spawn(admin_server::run(admin_listener, pki::admin_tls(&config)?, Arc::new(admin)));
+    let limits = Arc::new(Limits::new(config.smtp.max_sessions, config.smtp.max_sessions_per_client));
+    for (address, shared) in doors(&config, &log, &intake, &drains)? {
+        let listener = listener::bind(address).await.map_err(anyhow::Error::msg)?;
+        tokio::spawn(listener::run(listener, Arc::new(shared), limits.clone()));
+    }
+    tracing::info!(node = config.node.id, "serving");
+    stop_signal().await?;
+    tracing::info!("stopping");
+    let stop = async {
+        draining.send_replace(true);
+        delivery.drain(STOP / 2).await;
+        cluster.hand_over(STOP / 4).await;
+    };
+    if tokio::time::timeout(STOP, stop).await.is_err() {
+        tracing::warn!("stopping took too long; what was open is done again by the next leader");
+    }
+    Ok(())
+}
+
+fn delivery(
+    config: &Config,
+    log: &Arc<MailLog>,
+    queue: &Arc<Mutex<Queue>>,
+    cluster: &Cluster,
+    intake: &Arc<Intake>,
+) -> anyhow::Result<Delivery> {
+    let d = &config.delivery;
+    let helo = if d.helo.is_empty() { config.smtp.hostname.clone() } else { d.helo.clone() };
+    let dialer = Dialer {
+        bind: d.bind.clone(),
+        helo,
+        connect_timeout: d.connect_timeout.0,
+        reply_timeout: d.reply_timeout.0,
+        tls: ClientTls::new()?,
+    };
+    let pace = schedule::Pace {
+        connections_initial: 5,
+        connections_max: d.max_connections_per_destination,
+        probe: Backoff { min_ms: d.probe_min.ms(), max_ms: d.probe_max.ms() },
+    };
+    let settings = DeliverySettings {
+        hostname: config.smtp.hostname.clone(),
+        lifetime_ms: config.queue.lifetime.ms(),
+        retry: Backoff { min_ms: d.retry_min.ms(), max_ms: d.retry_max.ms() },
+        limits: schedule::Limits { connections_max: d.max_connections, pace },
+    };
+    Ok(Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), dialer, settings))
+}
+
+/// The listeners for mail, each with what its sessions share.
+fn doors(
+    config: &Config,
+    log: &Arc<MailLog>,
+    intake: &Arc<Intake>,
+    drains: &watch::Receiver<bool>,
+) -> anyhow::Result<Vec<(std::net::SocketAddr, Shared)>> {
+    let smtp = &config.smtp;
+    let Ok(postmaster) = Mailbox::parse(&smtp.postmaster) else { bail!("smtp.postmaster was checked") };
+    let own_tls = pki::smtp_tls(smtp.tls_cert.as_deref(), smtp.tls_key.as_deref())?;
+    let door = |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String]| Shared {
+        settings: Arc::new(SessionSettings {
+            hostname: smtp.hostname.clone(),
+            postmaster: postmaster.clone(),
+            message_bytes_max: smtp.max_message_bytes.0,
+            starttls: tls.is_some() && mode != ListenerTls::Implicit,
+            require_tls: mode == ListenerTls::Require,
+        }),
+        relay_networks: parse_networks(networks),
+        tls,
+        implicit_tls: mode == ListenerTls::Implicit,
+        intake: intake.clone(),
+        log: log.clone(),
+        idle_timeout: smtp.idle_timeout.0,
+        draining: drains.clone(),
+    };
+    let mut doors = Vec::new();
+    for address in &smtp.listen {
+        doors.push((*address, door(own_tls.clone(), ListenerTls::Opportunistic, &smtp.relay_networks)));
+    }
+    for l in &smtp.listener {
+        let tls = match &l.tls_cert {
+            Some(_) => pki::smtp_tls(l.tls_cert.as_deref(), l.tls_key.as_deref())
+                .with_context(|| format!("listener {}", l.name))?,
+            None => own_tls.clone(),
+        };
+        doors.push((l.address, door(tls, l.tls, &l.relay_networks)));
+    }
+    Ok(doors)
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Certificates and keys: made by `init`, read at the start. A peer certificate that has expired is named; an SMTP certificate
+//! that has expired is a warning and never a reason not to start.
+#![expect(clippy::disallowed_methods, reason = "this is the edge to the key files")]
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use holdfast_cluster::{PeerTls, node_name};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::admin::api::OPERATOR_NAME;
+use crate::clock;
+use crate::config::Config;
+
+/// How long certificates of the cluster are valid, days.
+const VALID_DAYS: i64 = 825;
+/// Warned of this long before they expire.
+const WARN_DAYS: i64 = 30;
+
+/// The cluster's authority while `init` runs.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+fn valid_for(params: &mut CertificateParams, days: i64) {
+    // A day back, for clocks that differ.
+    let date = |offset_days: i64| {
+        use chrono::Datelike;
+        let day = clock::wall() + chrono::TimeDelta::days(offset_days);
+        rcgen::date_time_ymd(day.year(), day.month() as u8, day.day() as u8)
+    };
+    params.not_before = date(-1);
+    params.not_after = date(days);
+}
+
+/// Writes a new file; one that exists is never overwritten.
+///
+/// # Errors
+/// If it exists, or the system refuses.
+pub fn write_new(path: &Path, contents: &str, mode: u32) -> anyhow::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(contents.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}
+
+impl Authority {
+    /// Makes an authority and writes `ca.crt` and `ca.key`.
+    ///
+    /// # Errors
+    /// If the files exist or cannot be written.
+    pub fn create(dir: &Path, cluster: &str) -> anyhow::Result<Authority> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, format!("Holdfast cluster {cluster}"));
+        valid_for(&mut params, 10 * 365);
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        write_new(&dir.join("ca.crt"), &certificate.pem(), 0o644)?;
+        write_new(&dir.join("ca.key"), &key.serialize_pem(), 0o600)?;
+        Ok(Authority { issuer: Issuer::new(params, key) })
+    }
+
+    fn issue(&self, names: Vec<String>, common_name: &str) -> anyhow::Result<(String, String)> {
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        valid_for(&mut params, VALID_DAYS);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    /// Writes `node-ID.crt` and `node-ID.key`, for peers, operators and as a first certificate for SMTP.
+    ///
+    /// # Errors
+    /// If the files exist or cannot be written.
+    pub fn node(&self, dir: &Path, id: u64, host: &str) -> anyhow::Result<()> {
+        let (certificate, key) = self.issue(vec![node_name(id), host.into()], &format!("node {id}"))?;
+        write_new(&dir.join(format!("node-{id}.crt")), &certificate, 0o644)?;
+        write_new(&dir.join(format!("node-{id}.key")), &key, 0o600)
+    }
+
+    /// Writes `operator.pem`: certificate and key of the operator.
+    ///
+    /// # Errors
+    /// If the file exists or cannot be written.
+    pub fn operator(&self, dir: &Path) -> anyhow::Result<()> {
+        let (certificate, key) = self.issue(vec![OPERATOR_NAME.into()], "operator")?;
+        write_new(&dir.join("operator.pem"), &format!("{certificate}{key}"), 0o600)
+    }
+}
+
+fn chain(setting: &str, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let context = || format!("{setting} = {}", path.display());
+    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
+        .with_context(context)?
+        .collect::<Result<_, _>>()
+        .with_context(context)?;
+    if chain.is_empty() {
+        bail!("{setting} = {}: no certificate in it", path.display());
+    }
+    Ok(chain)
+}
+
+fn key(setting: &str, path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).with_context(|| format!("{setting} = {}", path.display()))
+}
+
+/// Days until the first certificate of a chain expires; negative if it has.
+fn days_left(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some((leaf.validity().not_after.timestamp() - clock::unix_s() as i64).div_euclid(86_400))
+}
+
+/// This node's identity among its peers, and warnings about certificates.
+///
+/// # Errors
+/// If a file cannot be read, or the peer certificate has expired.
+pub fn peer_tls(config: &Config) -> anyhow::Result<(PeerTls, Vec<String>)> {
+    let c = &config.cluster;
+    let own = chain("[cluster] cert", &c.cert)?;
+    let mut warnings = Vec::new();
+    match days_left(&own) {
+        Some(days) if days < 0 => {
+            bail!("[cluster] cert = {}: expired {} days ago; renew it", c.cert.display(), -days)
+        }
+        Some(days) if days < WARN_DAYS => {
+            warnings.push(format!("[cluster] cert = {}: expires in {days} days; renew it", c.cert.display()));
+        }
+        _ => {}
+    }
+    if let Some(path) = &config.smtp.tls_cert
+        && let Some(days) = days_left(&chain("[smtp] tls_cert", path)?)
+        && days < WARN_DAYS
+    {
+        let state = if days < 0 { "has expired".into() } else { format!("expires in {days} days") };
+        warnings.push(format!("[smtp] tls_cert = {}: {state}; renew it", path.display()));
+    }
+    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    let tls = PeerTls::new(chain("[cluster] ca", &c.ca)?, own, key("[cluster] key", &c.key)?)
+        .with_context(|| format!("[cluster] cert = {}, key = {}", c.cert.display(), c.key.display()))?;
+    Ok((tls, warnings))
+}
+
+/// TLS for operators: only certificates of the authority are let in.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn admin_tls(config: &Config) -> anyhow::Result<TlsAcceptor> {
+    let a = &config.admin;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in chain("[admin] ca", &a.ca)? {
+        roots.add(authority).with_context(|| format!("[admin] ca = {}", a.ca.display()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain("[admin] cert", &a.cert)?, key("[admin] key", &a.key)?)
+        .with_context(|| format!("[admin] cert = {}, key = {}", a.cert.display(), a.key.display()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// TLS for mail: 1.2 and 1.3 (RFC 8996 forbids what is older). `None` without a certificate.
+///
+/// # Errors
+/// If a file cannot be read or the key does not fit.
+pub fn smtp_tls(cert: Option<&Path>, key_file: Option<&Path>) -> anyhow::Result<Option<TlsAcceptor>> {
+    let (Some(cert), Some(key_file)) = (cert, key_file) else { return Ok(None) };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain("tls_cert", cert)?, key("tls_key", key_file)?)
+        .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))?;
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}

@@ -1,0 +1,434 @@
+//! Pure. What each command does to the queue. Every node computes the same from the same commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_cluster::{Applied, Bytes, Delta, LogIndex, LogPosition, Machine, Refusal};
+
+use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
+use super::message::{Envelope, Message, MessageId, State, Tick};
+use super::tables::Tables;
+
+/// Settled and withdrawn ids are remembered for this much cluster time. Longer than any client is kept waiting for the
+/// reply to its data (twice `accept_timeout`, at most 10 minutes by configuration).
+pub const WINDOW_MS: u64 = 20 * 60 * 1000;
+
+/// Pieces of a message that is not accepted are forgotten after this much cluster time without another one.
+pub const ORPHAN_MS: u64 = 10 * 60 * 1000;
+
+/// Octets of pieces of messages that are not accepted yet, over all nodes.
+pub const PIECE_BYTES_MAX: u64 = 4 << 30;
+
+/// What the leader's scheduler needs to hear of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A message came into the queue.
+    Added(MessageId),
+    /// A message left it.
+    Left(MessageId),
+    /// Routes changed.
+    Routes,
+}
+
+/// Pieces of a message that is not accepted yet.
+#[derive(Clone, PartialEq, Eq, Debug, Default, bincode::Encode, bincode::Decode)]
+pub(super) struct Pieces {
+    pub(super) parts: BTreeMap<u32, (LogIndex, PieceRef)>,
+    pub(super) last: Tick,
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct Queue {
+    pub(super) messages: BTreeMap<MessageId, Message>,
+    pub(super) tables: Tables,
+    /// Rows that changed since the last checkpoint, rows that it wrote, and rows that are gone since.
+    dirty: BTreeSet<MessageId>,
+    spilled: BTreeSet<MessageId>,
+    gone: Vec<u128>,
+    pub(super) piece_bytes: u64,
+    pub(super) bytes: u64,
+    /// Set while this node leads: what changed, for its scheduler.
+    journal: Option<Vec<Change>>,
+    /// Leader only, not replicated: messages of which a transaction was opened, and those that are being withdrawn.
+    opened: BTreeSet<MessageId>,
+    withdrawing: BTreeSet<MessageId>,
+    /// This node only: messages that left and whose octets are not yet overwritten, by their first body. Told to the log.
+    erasing: BTreeMap<LogIndex, MessageId>,
+}
+
+impl Queue {
+    /// Cluster time as far as it was committed.
+    pub fn now(&self) -> Tick {
+        self.tables.now
+    }
+
+    /// Messages in order of their ids.
+    pub fn messages(&self) -> impl Iterator<Item = &Message> {
+        self.messages.values()
+    }
+
+    /// Messages after an id, for listing in pieces.
+    pub fn messages_after(&self, id: Option<MessageId>) -> impl Iterator<Item = &Message> {
+        use std::ops::Bound;
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.messages.range((from, Bound::Unbounded)).map(|(_, m)| m)
+    }
+
+    /// A message.
+    pub fn message(&self, id: MessageId) -> Option<&Message> {
+        self.messages.get(&id)
+    }
+
+    /// How many messages are waiting, and their octets.
+    pub fn size(&self) -> (usize, u64) {
+        (self.messages.len(), self.bytes)
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> &BTreeMap<String, Route> {
+        &self.tables.routes
+    }
+
+    /// The route of a domain: its own, else that of the nearest `.parent`, else `*`.
+    pub fn route(&self, domain: &str) -> Option<&Route> {
+        let routes = &self.tables.routes;
+        if let Some(route) = routes.get(domain) {
+            return Some(route);
+        }
+        let mut rest = domain;
+        while let Some(at) = rest.find('.') {
+            if let Some(route) = routes.get(&rest[at..]) {
+                return Some(route);
+            }
+            rest = &rest[at + 1..];
+        }
+        routes.get("*")
+    }
+
+    /// Begins to keep a journal of changes: this node leads and schedules from now on.
+    pub fn begin_journal(&mut self) {
+        self.journal = Some(Vec::new());
+        self.opened.clear();
+        self.withdrawing.clear();
+    }
+
+    /// Ends the journal: this node leads no more.
+    pub fn end_journal(&mut self) {
+        self.journal = None;
+        self.opened.clear();
+        self.withdrawing.clear();
+    }
+
+    /// What changed since the last call.
+    pub fn take_journal(&mut self) -> Vec<Change> {
+        self.journal.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Marks a message as being delivered, unless it has left or is being withdrawn. From here on it is never taken back
+    /// in this term.
+    pub fn open(&mut self, id: MessageId) -> Option<&Message> {
+        if self.journal.is_none() || self.withdrawing.contains(&id) {
+            return None;
+        }
+        let message = self.messages.get(&id)?;
+        self.opened.insert(id);
+        Some(message)
+    }
+
+    /// The message that left and whose octets began with this body, which is overwritten now.
+    pub fn erased(&mut self, body: LogIndex) -> Option<MessageId> {
+        self.erasing.remove(&body)
+    }
+
+    fn note(&mut self, change: Change) {
+        if let Some(journal) = &mut self.journal {
+            journal.push(change);
+        }
+    }
+
+    fn insert(&mut self, message: Message) {
+        let id = message.id;
+        self.bytes += message.size;
+        self.dirty.insert(id);
+        self.messages.insert(id, message);
+        self.note(Change::Added(id));
+    }
+
+    /// Takes a message out of the queue; its bodies die.
+    fn leave(&mut self, id: MessageId, erase: &mut Vec<LogIndex>) {
+        let Some(message) = self.messages.remove(&id) else { return };
+        self.bytes -= message.size;
+        if let Some(first) = message.bodies.first() {
+            self.erasing.insert(*first, id);
+        }
+        erase.extend(message.bodies);
+        self.dirty.remove(&id);
+        if self.spilled.remove(&id) {
+            self.gone.push(id.0);
+        }
+        self.opened.remove(&id);
+        self.note(Change::Left(id));
+    }
+
+    fn drop_pieces(&mut self, id: MessageId, erase: &mut Vec<LogIndex>) {
+        if let Some(pieces) = self.tables.pieces.remove(&id) {
+            for (index, piece) in pieces.parts.into_values() {
+                self.piece_bytes -= piece.bytes as u64;
+                erase.push(index);
+            }
+        }
+    }
+
+    /// What the queue remembers of an id that is not in it.
+    fn remembered(&self, id: MessageId) -> Option<Answer> {
+        match self.tables.window.get(&id) {
+            Some(true) => Some(Answer::Withdrawn),
+            Some(false) => Some(Answer::Accepted),
+            None if id.born().0 + WINDOW_MS < self.tables.now.0 => Some(Answer::TooOld),
+            None => None,
+        }
+    }
+
+    fn accept(
+        &mut self,
+        at: LogPosition,
+        id: MessageId,
+        envelope: Envelope,
+        size: u64,
+        pieces: Vec<PieceRef>,
+        erase: &mut Vec<LogIndex>,
+    ) -> Answer {
+        // A second copy of a message that is known: its octets are not needed.
+        let known =
+            if self.messages.contains_key(&id) { Some(Answer::Accepted) } else { self.remembered(id) };
+        if let Some(answer) = known {
+            erase.push(at.index);
+            if answer != Answer::Accepted {
+                self.drop_pieces(id, erase);
+            }
+            return answer;
+        }
+        let bodies = if pieces.is_empty() {
+            vec![at.index]
+        } else {
+            let found = self.tables.pieces.get(&id).map(|p| &p.parts);
+            let matches = found.is_some_and(|parts| {
+                parts.len() == pieces.len()
+                    && parts
+                        .iter()
+                        .zip(&pieces)
+                        .enumerate()
+                        .all(|(n, ((seq, (_, have)), want))| *seq == n as u32 && have == want)
+                    && pieces.iter().map(|p| p.bytes as u64).sum::<u64>() == size
+            });
+            if !matches {
+                self.drop_pieces(id, erase);
+                self.tables.window.insert(id, true);
+                return Answer::PiecesMissing;
+            }
+            self.piece_bytes -= size;
+            let parts = self.tables.pieces.remove(&id).unwrap_or_default().parts;
+            parts.into_values().map(|(index, _)| index).collect()
+        };
+        let accepted = (at.term.0, at.index);
+        self.insert(Message { id, envelope, size, accepted, bodies });
+        Answer::Accepted
+    }
+
+    fn piece(
+        &mut self,
+        at: LogPosition,
+        id: MessageId,
+        seq: u32,
+        piece: PieceRef,
+        erase: &mut Vec<LogIndex>,
+    ) -> Answer {
+        let known =
+            if self.messages.contains_key(&id) { Some(Answer::Accepted) } else { self.remembered(id) };
+        if let Some(answer) = known {
+            erase.push(at.index);
+            return answer;
+        }
+        if self.piece_bytes + piece.bytes as u64 > PIECE_BYTES_MAX {
+            erase.push(at.index);
+            return Answer::NoRoom;
+        }
+        let now = self.tables.now;
+        let pieces = self.tables.pieces.entry(id).or_default();
+        pieces.last = now;
+        if pieces.parts.contains_key(&seq) {
+            erase.push(at.index); // proposed again to a new leader
+        } else {
+            pieces.parts.insert(seq, (at.index, piece));
+            self.piece_bytes += piece.bytes as u64;
+        }
+        Answer::Done
+    }
+
+    fn withdraw(&mut self, at: LogPosition, id: MessageId, erase: &mut Vec<LogIndex>) -> Answer {
+        self.withdrawing.remove(&id);
+        match self.messages.get(&id) {
+            // A later leader schedules messages of earlier terms always, so only the accepting term may take it back.
+            Some(message) if message.accepted.0 != at.term.0 => return Answer::Stands,
+            // Settled in part means started.
+            Some(message) if message.envelope.recipients.iter().any(|r| r.state != State::Pending) => {
+                return Answer::Stands;
+            }
+            Some(_) => self.leave(id, erase),
+            None => match self.tables.window.get(&id) {
+                Some(true) => return Answer::Withdrawn,
+                Some(false) => return Answer::Stands,
+                None => self.drop_pieces(id, erase),
+            },
+        }
+        self.tables.window.insert(id, true);
+        Answer::Withdrawn
+    }
+
+    fn settle(
+        &mut self,
+        at: LogPosition,
+        outcomes: Vec<Outcome>,
+        notice: Option<Notice>,
+        body_bytes: u32,
+        erase: &mut Vec<LogIndex>,
+    ) -> Answer {
+        let mut told = false;
+        for outcome in outcomes {
+            let Some(message) = self.messages.get_mut(&outcome.id) else { continue };
+            let recipients = &mut message.envelope.recipients;
+            let Some(recipient) = recipients.get_mut(outcome.recipient as usize) else { continue };
+            if recipient.state != State::Pending {
+                continue;
+            }
+            recipient.last_reply = outcome.reply;
+            recipient.state = match outcome.fate {
+                Fate::Delivered => State::Delivered,
+                Fate::Failed => State::Failed,
+                Fate::Expired => State::Expired,
+                Fate::Removed => State::Removed,
+                Fate::Deferred => {
+                    recipient.attempts += 1;
+                    State::Pending
+                }
+            };
+            told |= matches!(recipient.state, State::Failed | State::Expired);
+            self.dirty.insert(outcome.id);
+            if self.messages[&outcome.id].pending().next().is_none() {
+                self.leave(outcome.id, erase);
+                self.tables.window.insert(outcome.id, false);
+            }
+        }
+        match notice {
+            // Neither lost nor doubled: it counts if and only if this entry settled somebody whose sender is to be told.
+            Some(Notice { id, envelope }) if told && !self.messages.contains_key(&id) => {
+                let accepted = (at.term.0, at.index);
+                self.insert(Message {
+                    id,
+                    envelope,
+                    size: body_bytes as u64,
+                    accepted,
+                    bodies: vec![at.index],
+                });
+            }
+            _ => erase.push(at.index),
+        }
+        Answer::Done
+    }
+
+    fn tick(&mut self, now: Tick, erase: &mut Vec<LogIndex>) {
+        self.tables.now = self.tables.now.max(now);
+        let horizon = self.tables.now.0.saturating_sub(WINDOW_MS);
+        let oldest = MessageId::new(Tick(horizon), 0, 0, 0);
+        self.tables.window = self.tables.window.split_off(&oldest);
+        let orphaned: Vec<MessageId> = self
+            .tables
+            .pieces
+            .iter()
+            .filter(|(_, p)| p.last.0 + ORPHAN_MS < self.tables.now.0)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in orphaned {
+            self.drop_pieces(id, erase);
+            self.tables.window.insert(id, true);
+        }
+    }
+}
+
+impl Machine for Queue {
+    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Applied {
+        let mut erase = Vec::new();
+        let answer = match Command::decode(command) {
+            Ok(Command::Accept { id, envelope, size, pieces }) => {
+                self.accept(at, id, envelope, size, pieces, &mut erase)
+            }
+            Ok(Command::Piece { id, seq, piece }) => self.piece(at, id, seq, piece, &mut erase),
+            Ok(Command::Withdraw { id }) => self.withdraw(at, id, &mut erase),
+            Ok(Command::Settle { outcomes, notice }) => {
+                self.settle(at, outcomes, notice, body_bytes, &mut erase)
+            }
+            Ok(Command::Tick { now }) => {
+                self.tick(now, &mut erase);
+                Answer::Done
+            }
+            Ok(Command::Route { domain, route }) => {
+                match route {
+                    Some(route) => drop(self.tables.routes.insert(domain, route)),
+                    None => drop(self.tables.routes.remove(&domain)),
+                }
+                self.note(Change::Routes);
+                Answer::Done
+            }
+            Err(_) => Answer::Malformed,
+        };
+        if cfg!(debug_assertions) {
+            self.check_touched();
+        }
+        Applied { outcome: answer.encode(), erase }
+    }
+
+    fn admit(&mut self, command: &[u8]) -> Result<(), Refusal> {
+        if let Ok(Command::Withdraw { id }) = Command::decode(command) {
+            if self.opened.contains(&id) {
+                return Err(Refusal { outcome: Answer::Stands.encode() });
+            }
+            self.withdrawing.insert(id);
+        }
+        Ok(())
+    }
+
+    fn delta(&mut self) -> Delta {
+        let dirty = std::mem::take(&mut self.dirty);
+        let rows = dirty.iter().filter_map(|id| Some((id.0, self.messages.get(id)?.row()))).collect();
+        self.spilled.extend(dirty);
+        Delta { rows, gone: std::mem::take(&mut self.gone), tables: self.tables.encode() }
+    }
+
+    fn whole(&self) -> Delta {
+        let rows = self.messages.values().map(|m| (m.id.0, m.row())).collect();
+        Delta { rows, gone: Vec::new(), tables: self.tables.encode() }
+    }
+
+    fn restore(&mut self, tables: &[u8], rows: &BTreeMap<u128, Bytes>) -> Result<(), String> {
+        let tables = Tables::decode(tables)?;
+        let mut messages = BTreeMap::new();
+        for row in rows.values() {
+            let message = Message::from_row(row)?;
+            messages.insert(message.id, message);
+        }
+        self.spilled = messages.keys().copied().collect();
+        self.bytes = messages.values().map(|m| m.size).sum();
+        let parts = tables.pieces.values().flat_map(|p| p.parts.values());
+        self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
+        (self.messages, self.tables) = (messages, tables);
+        self.dirty.clear();
+        self.gone.clear();
+        self.end_journal();
+        Ok(())
+    }
+
+    fn live_bodies(&self) -> BTreeSet<LogIndex> {
+        let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
+        self.messages.values().flat_map(|m| m.bodies.iter().copied()).chain(pieces).collect()
+    }
+}

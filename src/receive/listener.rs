@@ -1,0 +1,105 @@
+//! Listening for clients, within bounds: so many sessions in all and from one address; who comes beyond gets 421.
+#![expect(clippy::disallowed_methods, reason = "listeners bind")]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::connection::{Shared, serve};
+use crate::maillog::Service;
+
+/// Sessions at the same time.
+pub struct Limits {
+    total: Arc<Semaphore>,
+    per_client: usize,
+    clients: Mutex<BTreeMap<IpAddr, usize>>,
+    numbers: AtomicU64,
+}
+
+impl Limits {
+    /// Bounds over all listeners of a node.
+    pub fn new(total: usize, per_client: usize) -> Limits {
+        Limits {
+            total: Arc::new(Semaphore::new(total)),
+            per_client,
+            clients: Mutex::default(),
+            numbers: AtomicU64::new(1),
+        }
+    }
+
+    fn enter(&self, address: IpAddr) -> bool {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(address).or_default();
+        if *count >= self.per_client {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    fn leave(&self, address: IpAddr) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&address);
+            }
+        }
+    }
+}
+
+/// Opens a listener.
+///
+/// # Errors
+/// The system's answer, with the setting that names the address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| format!("[smtp] listener {address}: {e}; is another process listening there?"))
+}
+
+/// Serves clients until the node goes down.
+pub async fn run(listener: TcpListener, shared: Arc<Shared>, limits: Arc<Limits>) {
+    let mut draining = shared.draining.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = draining.wait_for(|down| *down) => return,
+        };
+        let (mut stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                tracing::warn!(error = %e, "accepting a client");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let number = limits.numbers.fetch_add(1, Ordering::Relaxed);
+        let room = limits.total.clone().try_acquire_owned().ok();
+        let Some(permit) = room.filter(|_| limits.enter(peer.ip())) else {
+            let hostname = &shared.settings.hostname;
+            let text = format!("421 4.7.0 {hostname} Error: too many connections\r\n");
+            let line = format!(
+                "NOQUEUE: reject: CONNECT from unknown[{}]: 421 4.7.0 too many connections",
+                peer.ip()
+            );
+            shared.log.line(number, Service::Smtpd, line);
+            tokio::spawn(async move {
+                drop(tokio::time::timeout(Duration::from_secs(5), stream.write_all(text.as_bytes())).await);
+            });
+            continue;
+        };
+        let (shared, limits) = (shared.clone(), limits.clone());
+        tokio::spawn(async move {
+            serve(shared, stream, peer, number).await;
+            limits.leave(peer.ip());
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,9 @@
+//! Taking mail. `session`, `policy` and `trace` decide (pure); `listener`, `connection` and `intake` act. Knows the queue's
+//! commands, and nothing of delivery.
+
+pub mod connection;
+pub mod intake;
+pub mod listener;
+pub mod policy;
+pub mod session;
+pub mod trace;

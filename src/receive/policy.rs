@@ -1,0 +1,90 @@
+//! Pure. Who may send what to whom: relaying only for routed domains and listed networks.
+
+use std::net::IpAddr;
+
+/// A network in CIDR notation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Network {
+    base: u128,
+    mask: u128,
+    v6: bool,
+}
+
+fn bits(address: IpAddr) -> (u128, bool) {
+    match address {
+        IpAddr::V4(v4) => ((v4.to_bits() as u128) << 96, false),
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => ((v4.to_bits() as u128) << 96, false),
+            None => (v6.to_bits(), true),
+        },
+    }
+}
+
+impl Network {
+    /// Reads `127.0.0.0/8`, `::1/128` or a single address. Bits below the mask must be zero, as they are a typing error
+    /// otherwise.
+    pub fn parse(text: &str) -> Option<Network> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address.parse().ok()?, Some(length.parse::<u32>().ok()?)),
+            None => (text.parse().ok()?, None),
+        };
+        let (base, v6) = bits(address);
+        let longest = if v6 { 128 } else { 32 };
+        let length = length.unwrap_or(longest);
+        if length > longest {
+            return None;
+        }
+        let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };
+        (base & !mask == 0).then_some(Network { base, mask, v6 })
+    }
+
+    /// Whether the address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (address, v6) = bits(address);
+        v6 == self.v6 && address & self.mask == self.base
+    }
+}
+
+/// Why a recipient is not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// 550 5.7.1: its domain has no route, and the client is not of a listed network.
+    Relaying,
+}
+
+/// Whether a recipient of `domain` is taken from a client. `routed` says whether the domain itself has a route; the route
+/// `*` is for listed networks only, since with it alone everybody could send everywhere.
+pub fn recipient(client: IpAddr, relay_networks: &[Network], routed: bool) -> Result<(), Refusal> {
+    if routed || relay_networks.iter().any(|network| network.contains(client)) {
+        Ok(())
+    } else {
+        Err(Refusal::Relaying)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks() {
+        let network = Network::parse("10.1.0.0/16").unwrap();
+        assert!(network.contains("10.1.255.1".parse().unwrap()));
+        assert!(network.contains("::ffff:10.1.0.1".parse().unwrap()), "a mapped address is the same address");
+        assert!(!network.contains("10.2.0.1".parse().unwrap()));
+        assert!(!network.contains("::1".parse().unwrap()));
+        assert!(Network::parse("0.0.0.0/0").unwrap().contains("8.8.8.8".parse().unwrap()));
+        for bad in ["10.1.0.0/33", "10.1.2.3/16", "x", "10.0.0.0/8/8"] {
+            assert_eq!(Network::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_relaying_for_strangers() {
+        let stranger = "192.0.2.1".parse().unwrap();
+        let friends = [Network::parse("192.0.2.0/30").unwrap()];
+        assert_eq!(recipient(stranger, &[], false), Err(Refusal::Relaying));
+        assert_eq!(recipient(stranger, &[], true), Ok(()));
+        assert_eq!(recipient(stranger, &friends, false), Ok(()));
+    }
+}

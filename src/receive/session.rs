@@ -1,0 +1,360 @@
+//! Pure. The server side of an SMTP session (RFC 5321): what is answered to each line, and what the edge has to do.
+//!
+//! | state | EHLO, HELO | MAIL | RCPT | DATA | STARTTLS |
+//! | --- | --- | --- | --- | --- | --- |
+//! | connected | greeted | 503 | 503 | 503 | 503 |
+//! | greeted | greeted | mail | 503 | 503 | fresh TLS session |
+//! | mail | greeted | 503 | recipients | 503 | 503 |
+//! | recipients | greeted | 503 | recipients | data | 503 |
+//! | data | message bytes, then greeted | | | | |
+//!
+//! RSET leads from any state but connected to greeted. A state owns what only it has: without a reverse-path there are no
+//! recipients. A session that ends in any state before the reply to its data leaves nothing behind.
+
+use super::policy::Refusal;
+use crate::queue::command::RECIPIENTS_MAX;
+use crate::smtp::address::{BadAddress, Mailbox, ReversePath};
+use crate::smtp::command::{self, BadCommand, BodyType, Command, Recipient};
+use crate::smtp::reply::Reply;
+
+/// Errors after which the session is ended with 421.
+pub const ERRORS_MAX: u32 = 20;
+
+/// What does not change during a session.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Our name.
+    pub hostname: String,
+    /// Where `<Postmaster>` goes.
+    pub postmaster: Mailbox,
+    /// Largest message, octets.
+    pub message_bytes_max: u64,
+    /// Whether STARTTLS is offered.
+    pub starttls: bool,
+    /// Whether mail is taken only within TLS.
+    pub require_tls: bool,
+}
+
+/// What the edge knows when a line comes in.
+pub trait World {
+    /// Whether a recipient of this domain is taken.
+    fn recipient(&self, domain: &str) -> Result<(), Refusal>;
+    /// Why no mail is taken now, if so: said at MAIL.
+    fn not_accepting(&self) -> Option<Reply>;
+}
+
+/// A transaction that is ready for its data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transaction {
+    /// The name in EHLO or HELO, and whether it was EHLO.
+    pub helo: (String, bool),
+    /// Where it comes from.
+    pub sender: ReversePath,
+    /// Whom it is for.
+    pub recipients: Vec<Mailbox>,
+    /// Whether `BODY=8BITMIME` was declared.
+    pub eight_bit: bool,
+    /// The declared size.
+    pub size: Option<u64>,
+}
+
+/// What the edge has to do, in this order: send the reply, then this.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Nothing more.
+    Continue,
+    /// Read message data until its end, then ask the intake.
+    Data(Transaction),
+    /// Forget what was read beyond this line and shake hands (RFC 3207 §4.2).
+    StartTls,
+    /// Close the connection.
+    Close,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum State {
+    Connected,
+    Greeted {
+        helo: (String, bool),
+    },
+    Mail {
+        helo: (String, bool),
+        sender: ReversePath,
+        recipients: Vec<Mailbox>,
+        refused: bool,
+        eight_bit: bool,
+        size: Option<u64>,
+    },
+}
+
+/// A session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    settings: std::sync::Arc<Settings>,
+    state: State,
+    tls: bool,
+    errors: u32,
+}
+
+impl Session {
+    /// A session at its beginning, and the greeting.
+    pub fn new(settings: std::sync::Arc<Settings>, tls: bool) -> (Session, Reply) {
+        let greeting = Reply::plain(220, vec![format!("{} ESMTP Holdfast", settings.hostname)]);
+        (Session { settings, state: State::Connected, tls, errors: 0 }, greeting)
+    }
+
+    /// The same connection after a TLS handshake: everything said before is forgotten (RFC 3207 §4.2).
+    pub fn encrypted(self) -> Session {
+        Session { state: State::Connected, tls: true, ..self }
+    }
+
+    /// Whether the session is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls
+    }
+
+    /// The name the client gave itself.
+    pub fn helo(&self) -> &str {
+        match &self.state {
+            State::Connected => "",
+            State::Greeted { helo } | State::Mail { helo, .. } => &helo.0,
+        }
+    }
+
+    /// The reverse-path of the transaction, for the log.
+    pub fn sender(&self) -> ReversePath {
+        match &self.state {
+            State::Mail { sender, .. } => sender.clone(),
+            _ => ReversePath(None),
+        }
+    }
+
+    /// Counts an error in message data.
+    pub fn note_error(&mut self) {
+        self.errors += 1;
+    }
+
+    /// Answers a command line without its CR LF.
+    pub fn line(&mut self, line: &[u8], world: &dyn World) -> (Reply, Action) {
+        let (reply, action) = match command::parse(line) {
+            Ok(command) => self.command(command, world),
+            Err(bad) => (refusal(bad), Action::Continue),
+        };
+        self.judge(reply, action)
+    }
+
+    /// Answers a line that was too long or not ended by CR LF.
+    pub fn bad_line(&mut self, why: &str) -> (Reply, Action) {
+        self.judge(Reply::new(500, "5.5.2", why), Action::Continue)
+    }
+
+    fn judge(&mut self, reply: Reply, action: Action) -> (Reply, Action) {
+        if reply.code() >= 500 {
+            self.errors += 1;
+            if self.errors > ERRORS_MAX {
+                let text = format!("{} Error: too many errors", self.settings.hostname);
+                return (Reply::new(421, "4.7.0", &text), Action::Close);
+            }
+        }
+        (reply, action)
+    }
+
+    fn command(&mut self, command: Command, world: &dyn World) -> (Reply, Action) {
+        let simple = |code, enhanced, text: &str| (Reply::new(code, enhanced, text), Action::Continue);
+        let out_of_order = || simple(503, "5.5.1", "Error: bad sequence of commands");
+        match command {
+            Command::Ehlo(name) => {
+                self.state = State::Greeted { helo: (name, true) };
+                (Reply::plain(250, self.extensions()), Action::Continue)
+            }
+            Command::Helo(name) => {
+                self.state = State::Greeted { helo: (name, false) };
+                (Reply::plain(250, vec![self.settings.hostname.clone()]), Action::Continue)
+            }
+            Command::Mail { from, size, body } => self.mail(from, size, body, world),
+            Command::Rcpt(recipient) => self.rcpt(recipient, world),
+            Command::Data => match std::mem::replace(&mut self.state, State::Connected) {
+                State::Mail { helo, sender, recipients, eight_bit, size, .. } if !recipients.is_empty() => {
+                    self.state = State::Greeted { helo: helo.clone() };
+                    let go = Reply::plain(354, vec!["End data with <CR><LF>.<CR><LF>".into()]);
+                    (go, Action::Data(Transaction { helo, sender, recipients, eight_bit, size }))
+                }
+                State::Mail { refused: true, helo, .. } => {
+                    self.state = State::Greeted { helo };
+                    simple(554, "5.5.1", "Error: no valid recipients")
+                }
+                state => {
+                    self.state = state;
+                    out_of_order()
+                }
+            },
+            Command::Rset => {
+                if let State::Mail { helo, .. } = &self.state {
+                    self.state = State::Greeted { helo: helo.clone() };
+                }
+                simple(250, "2.0.0", "Ok")
+            }
+            Command::Noop => simple(250, "2.0.0", "Ok"),
+            Command::Help => simple(214, "2.0.0", "See RFC 5321"),
+            Command::Vrfy => simple(252, "2.0.0", "Send some mail, and it will be tried"),
+            Command::Expn => simple(502, "5.5.1", "Error: command not implemented"),
+            Command::Quit => (Reply::new(221, "2.0.0", "Bye"), Action::Close),
+            Command::StartTls => match &self.state {
+                State::Greeted { .. } if self.tls => simple(503, "5.5.1", "Error: TLS already active"),
+                State::Greeted { .. } if self.settings.starttls => {
+                    (Reply::new(220, "2.0.0", "Ready to start TLS"), Action::StartTls)
+                }
+                State::Greeted { .. } => simple(454, "4.7.0", "TLS not available"),
+                _ => out_of_order(),
+            },
+        }
+    }
+
+    fn extensions(&self) -> Vec<String> {
+        let mut lines = vec![
+            self.settings.hostname.clone(),
+            "PIPELINING".into(),
+            format!("SIZE {}", self.settings.message_bytes_max),
+        ];
+        if self.settings.starttls && !self.tls {
+            lines.push("STARTTLS".into());
+        }
+        lines.extend(["ENHANCEDSTATUSCODES".into(), "8BITMIME".into()]);
+        lines
+    }
+
+    fn mail(
+        &mut self,
+        sender: ReversePath,
+        size: Option<u64>,
+        body: BodyType,
+        world: &dyn World,
+    ) -> (Reply, Action) {
+        let State::Greeted { helo } = &self.state else {
+            return (Reply::new(503, "5.5.1", "Error: bad sequence of commands"), Action::Continue);
+        };
+        if self.settings.require_tls && !self.tls {
+            return (Reply::new(530, "5.7.0", "Must issue a STARTTLS command first"), Action::Continue);
+        }
+        if size.is_some_and(|size| size > self.settings.message_bytes_max) {
+            return (Reply::new(552, "5.3.4", "Error: message too big"), Action::Continue);
+        }
+        if let Some(reply) = world.not_accepting() {
+            return (reply, Action::Continue);
+        }
+        let eight_bit = body == BodyType::EightBitMime;
+        self.state = State::Mail {
+            helo: helo.clone(),
+            sender,
+            recipients: Vec::new(),
+            refused: false,
+            eight_bit,
+            size,
+        };
+        (Reply::new(250, "2.1.0", "Ok"), Action::Continue)
+    }
+
+    fn rcpt(&mut self, recipient: Recipient, world: &dyn World) -> (Reply, Action) {
+        let State::Mail { recipients, refused, .. } = &mut self.state else {
+            return (Reply::new(503, "5.5.1", "Error: need MAIL command"), Action::Continue);
+        };
+        if recipients.len() >= RECIPIENTS_MAX {
+            return (Reply::new(452, "4.5.3", "Error: too many recipients"), Action::Continue);
+        }
+        let mailbox = match recipient {
+            Recipient::Postmaster => self.settings.postmaster.clone(),
+            Recipient::Mailbox(mailbox) => match world.recipient(mailbox.domain()) {
+                Ok(()) => mailbox,
+                Err(Refusal::Relaying) => {
+                    *refused = true;
+                    let text = format!("<{mailbox}>: Relay access denied");
+                    return (Reply::new(550, "5.7.1", &text), Action::Continue);
+                }
+            },
+        };
+        if !recipients.contains(&mailbox) {
+            recipients.push(mailbox);
+        }
+        (Reply::new(250, "2.1.5", "Ok"), Action::Continue)
+    }
+}
+
+fn refusal(bad: BadCommand) -> Reply {
+    match bad {
+        BadCommand::Unknown => Reply::new(500, "5.5.2", "Error: command not recognized"),
+        BadCommand::Syntax(why) => Reply::new(501, "5.5.4", &format!("Syntax: {why}")),
+        BadCommand::Address(BadAddress::NotAscii) => {
+            Reply::new(553, "5.6.7", "Error: address is not ASCII, and SMTPUTF8 is not offered")
+        }
+        BadCommand::Address(e) => Reply::new(501, "5.1.3", &format!("Error: {e}")),
+        BadCommand::UnknownParameter(name) => {
+            let shown: String = name.chars().filter(|c| c.is_ascii_graphic()).take(40).collect();
+            Reply::new(555, "5.5.4", &format!("Unsupported option: {shown}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Open;
+
+    impl World for Open {
+        fn recipient(&self, domain: &str) -> Result<(), Refusal> {
+            if domain == "routed.example" { Ok(()) } else { Err(Refusal::Relaying) }
+        }
+
+        fn not_accepting(&self) -> Option<Reply> {
+            None
+        }
+    }
+
+    /// Plays the transcripts of `testdata/sessions.txt`: `C:` is said, `S:` is what the reply must begin with.
+    #[test]
+    fn transcripts() {
+        let text = include_str!("testdata/sessions.txt");
+        for case in text.split("\n\n") {
+            let settings = Settings {
+                hostname: "mx.test".into(),
+                postmaster: Mailbox::parse("postmaster@mx.test").unwrap(),
+                message_bytes_max: 1000,
+                starttls: true,
+                require_tls: case.contains("# require"),
+            };
+            let (mut session, _) = Session::new(settings.into(), false);
+            let mut said: Option<String> = None;
+            for line in case.lines().filter(|l| !l.starts_with('#')) {
+                if let Some(command) = line.strip_prefix("C: ") {
+                    let (reply, action) = session.line(command.as_bytes(), &Open);
+                    let mut out = String::new();
+                    reply.write(&mut out);
+                    if action == Action::StartTls {
+                        session = session.encrypted();
+                    }
+                    said = Some(out);
+                } else if let Some(expected) = line.strip_prefix("S: ") {
+                    let said = said.as_deref().unwrap_or_default();
+                    assert!(said.contains(expected), "expected {expected:?}, said {said:?} in\n{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn too_many_errors_end_the_session() {
+        let settings = Settings {
+            hostname: "mx.test".into(),
+            postmaster: Mailbox::parse("postmaster@mx.test").unwrap(),
+            message_bytes_max: 1000,
+            starttls: false,
+            require_tls: false,
+        };
+        let (mut session, _) = Session::new(settings.into(), false);
+        for _ in 0..ERRORS_MAX {
+            assert_eq!(session.line(b"XYZZY", &Open).1, Action::Continue);
+        }
+        let (reply, action) = session.line(b"XYZZY", &Open);
+        assert_eq!((reply.code(), action), (421, Action::Close));
+    }
+}

@@ -1,0 +1,6 @@
+//! Pure. SMTP on the wire, both directions: addresses, commands, replies, message data. Knows no queue and no socket.
+
+pub mod address;
+pub mod command;
+pub mod data;
+pub mod reply;
