@@ -66,7 +66,7 @@ impl fmt::Display for Span {
         let ms = self.ms();
         let (unit_ms, unit) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")]
             .into_iter()
-            .find(|(unit_ms, _)| ms != 0 && ms % unit_ms == 0)
+            .find(|(unit_ms, _)| ms != 0 && ms.is_multiple_of(*unit_ms))
             .unwrap_or((1, "ms"));
         write!(f, "{}{unit}", ms / unit_ms)
     }
@@ -95,7 +95,7 @@ impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
             .into_iter()
-            .find(|(unit, _)| self.0 != 0 && self.0 % unit == 0)
+            .find(|(unit, _)| self.0 != 0 && self.0.is_multiple_of(*unit))
             .unwrap_or((1, "B"));
         write!(f, "{}{name}", self.0 / unit)
     }
@@ -702,8 +702,8 @@ mod tests {
             ("[queue]", "[queue]\nlifetme = \"1d\"", "lifetme"),
             ("lifetime = \"15d\"", "lifetime = \"soon\"", "is not of the form"),
             (
-                "power = \"A\", network = \"1\" }\n[cluster]",
-                "power = \"Z\", network = \"1\" }\n[cluster]",
+                "power = \"A\", network = \"1\" }\n\n[cluster]",
+                "power = \"Z\", network = \"1\" }\n\n[cluster]",
                 "make them equal",
             ),
             ("hostname = \"mx.example.org\"", "hostname = \"not a name\"", "must be a host name"),
@@ -716,6 +716,17 @@ mod tests {
                 Ok(_) => panic!("{to} was accepted"),
             };
             assert!(error.contains(expected) && error.starts_with("node.toml:"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_example_node_files_are_good() {
+        for text in [
+            include_str!("../config/node-1.toml"),
+            include_str!("../config/node-2.toml"),
+            include_str!("../config/node-3.toml"),
+        ] {
+            assert_eq!(parse(text).unwrap().members().len(), 3);
         }
     }
 

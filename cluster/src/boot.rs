@@ -131,7 +131,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             peers: Mutex::new(peers.collect()),
             configured: members.clone(),
             applied: applied.clone(),
-            heard: Mutex::new(None),
+            heard: Mutex::new(began),
             promise,
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),

@@ -69,8 +69,8 @@ pub(crate) struct Inner {
     /// Members as the node file says; the membership counts once there is one.
     pub(crate) configured: BTreeMap<u64, Member>,
     pub(crate) applied: watch::Receiver<u64>,
-    /// When the last message of a leader came in.
-    pub(crate) heard: Mutex<Option<Instant>>,
+    /// When the last message of a leader came in; the start of the node until then.
+    pub(crate) heard: Mutex<Instant>,
     pub(crate) promise: Duration,
     /// Before this time the node grants no vote: it has forgotten what it promised.
     pub(crate) votes_from: Instant,
@@ -115,6 +115,10 @@ impl Cluster {
 
     pub(crate) fn admit(&self, command: &[u8]) -> Result<(), Refusal> {
         self.inner.machine.lock().unwrap_or_else(PoisonError::into_inner).admit(command)
+    }
+
+    pub(crate) fn give_up(&self, command: &[u8]) {
+        self.inner.machine.lock().unwrap_or_else(PoisonError::into_inner).give_up(command);
     }
 
     /// All members.
@@ -177,12 +181,13 @@ impl Cluster {
         Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
     }
 
-    /// How long ago this node knew of a quorum: as leader, that one answered; as follower, that a leader spoke.
+    /// How long ago this node knew of a quorum: as leader, that one answered; as follower, that a leader spoke. A node that
+    /// just started gets the benefit of the doubt.
     pub fn quorum_age(&self) -> Option<Duration> {
         let now = clock::now();
         let at = match self.leading() {
             Some(_) => self.quorum_heard()?,
-            None => (*self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner))?,
+            None => *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner),
         };
         Some(now.saturating_duration_since(at))
     }

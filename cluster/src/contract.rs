@@ -29,6 +29,8 @@ impl Machine for Counter {
         Ok(())
     }
 
+    fn give_up(&mut self, _command: &[u8]) {}
+
     fn delta(&mut self) -> Delta {
         self.whole()
     }

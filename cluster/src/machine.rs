@@ -44,6 +44,9 @@ pub trait Machine: Send + 'static {
     /// [`Refusal`] if the command must not be proposed now.
     fn admit(&mut self, command: &[u8]) -> Result<(), Refusal>;
 
+    /// An admitted command was certainly not proposed: what `admit` did for it is undone.
+    fn give_up(&mut self, command: &[u8]);
+
     /// Rows and tables that changed since the last call, and begins to count anew.
     fn delta(&mut self) -> Delta;
 

@@ -117,7 +117,10 @@ impl Cluster {
         left: std::time::Duration,
     ) -> Attempt {
         if leader == self.id() {
-            return self.propose_here(proposal.clone(), fence, placed).await.into();
+            // Runs to its end even if nobody waits for it any more: what was admitted is applied or given up.
+            let (this, proposal) = (self.clone(), proposal.clone());
+            let here = tokio::spawn(async move { this.propose_here(proposal, fence, placed).await });
+            return here.await.map_or(Attempt::Unknown, Into::into);
         }
         let Some(peer) = self.peer(leader) else { return Attempt::NotTaken };
         let term = match fence {
@@ -143,16 +146,21 @@ impl Cluster {
             return Here::Refused(refusal.outcome);
         }
         let (responder, told) = ProgressResponder::complete_only();
+        let command = proposal.command.clone();
         let mut write = self.raft().write(proposal).responder(responder);
         if let Fence::Term(term) = fence {
             write = write.with_leader(term.0);
         }
         if write.await.is_err() {
+            self.give_up(&command);
             return Here::NotLeader(None);
         }
         let written = match told.await {
             Ok(Ok(written)) => written,
-            Ok(Err(ClientWriteError::ForwardToLeader(to))) => return Here::NotLeader(to.leader_id),
+            Ok(Err(ClientWriteError::ForwardToLeader(to))) => {
+                self.give_up(&command);
+                return Here::NotLeader(to.leader_id);
+            }
             Ok(Err(_)) | Err(_) => return Here::Unknown,
         };
         let at = position(&written.log_id);

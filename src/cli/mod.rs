@@ -117,8 +117,8 @@ enum RouteCommand {
 #[derive(Args, Clone)]
 struct Which {
     /// The message with this id
-    #[arg(long)]
-    id: Option<String>,
+    #[arg(long = "id", value_name = "ID")]
+    named: Option<String>,
     /// Messages with a recipient of this domain
     #[arg(long)]
     to_domain: Option<String>,
@@ -139,7 +139,7 @@ struct Which {
 impl Which {
     fn selector(&self, id: Option<&String>) -> anyhow::Result<Selector> {
         Ok(Selector {
-            id: id.or(self.id.as_ref()).cloned(),
+            id: id.or(self.named.as_ref()).cloned(),
             to_domain: self.to_domain.clone(),
             from: self.from.clone(),
             older_than_ms: self.older_than.as_deref().map(span_ms).transpose()?,

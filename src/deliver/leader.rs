@@ -31,6 +31,8 @@ use crate::schedule::{Job, Key, Limits, Scheduler};
 const TICK: Duration = Duration::from_secs(1);
 /// An open connection waits this long for the next message.
 const LINGER: Duration = Duration::from_secs(2);
+/// A message that is being withdrawn is looked at again after this time.
+const PASSED_OVER_MS: u64 = 200;
 /// Messages that one tick looks at for expiry.
 const EXPIRY_LOOK_MAX: usize = 2000;
 
@@ -376,8 +378,18 @@ impl Delivery {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
-            let Some(message) = lock(&self.queue).open(job.id).cloned() else { continue };
+            let (opened, waits) = {
+                let mut queue = lock(&self.queue);
+                (queue.open(job.id).cloned(), queue.message(job.id).is_some())
+            };
             let mut job = job;
+            let Some(message) = opened else {
+                if waits {
+                    // It is being withdrawn; if that comes to nothing it is delivered after all.
+                    lock(&reign.scheduler).add_later(key, job, self.now_ms() + PASSED_OVER_MS);
+                }
+                continue;
+            };
             let pending: Vec<u16> = message.pending().collect();
             job.recipients.retain(|n| pending.contains(n) && !self.settler.is_under_way(job.id, *n));
             if job.recipients.is_empty() {

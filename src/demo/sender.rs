@@ -100,7 +100,9 @@ async fn reply(c: &mut Connection) -> std::io::Result<u16> {
 }
 
 async fn connect(address: &str, starttls: bool) -> std::io::Result<Connection> {
-    let mut c: Connection = BufReader::new(Box::new(TcpStream::connect(address).await?));
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut c: Connection = BufReader::new(Box::new(stream));
     reply(&mut c).await?;
     command(&mut c, "EHLO client.demo.example\r\n").await?;
     if starttls {

@@ -1,5 +1,6 @@
 //! Pure. What each command does to the queue. Every node computes the same from the same commands.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_cluster::{Applied, Bytes, Delta, LogIndex, LogPosition, Machine, Refusal};
@@ -256,11 +257,13 @@ impl Queue {
         let now = self.tables.now;
         let pieces = self.tables.pieces.entry(id).or_default();
         pieces.last = now;
-        if pieces.parts.contains_key(&seq) {
-            erase.push(at.index); // proposed again to a new leader
-        } else {
-            pieces.parts.insert(seq, (at.index, piece));
-            self.piece_bytes += piece.bytes as u64;
+        match pieces.parts.entry(seq) {
+            // Proposed again to a new leader.
+            Entry::Occupied(_) => erase.push(at.index),
+            Entry::Vacant(free) => {
+                free.insert((at.index, piece));
+                self.piece_bytes += piece.bytes as u64;
+            }
         }
         Answer::Done
     }
@@ -395,6 +398,12 @@ impl Machine for Queue {
             self.withdrawing.insert(id);
         }
         Ok(())
+    }
+
+    fn give_up(&mut self, command: &[u8]) {
+        if let Ok(Command::Withdraw { id }) = Command::decode(command) {
+            self.withdrawing.remove(&id);
+        }
     }
 
     fn delta(&mut self) -> Delta {

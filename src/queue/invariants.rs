@@ -82,7 +82,7 @@ mod tests {
                 self.bodies.insert(at.index);
             }
             let applied = self.queue.apply(at, &command.encode(), body_bytes);
-            applied.erase.iter().for_each(|index| drop(self.bodies.remove(index)));
+            self.bodies.retain(|index| !applied.erase.contains(index));
             self.queue.check();
             assert_eq!(self.bodies, self.queue.live_bodies(), "every body is live or erased");
             Answer::decode(&applied.outcome).unwrap()

@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn replies_of_destinations() {
         let (reply, used) = Received::take(b"250-a\r\n250-SIZE 10\r\n250 b\r\nrest").unwrap().unwrap();
-        assert_eq!((reply.code, reply.lines.len(), used), (250, 3, 25));
+        assert_eq!((reply.code, reply.lines.len(), used), (250, 3, 27));
         assert_eq!(Received::take(b"250-a\r\n25"), Ok(None));
         for bad in [&b"xyz hello\r\n"[..], b"250-a\r\n550 b\r\n", b"99 x\r\n", b"2\r\n", b"250_a\r\n"] {
             assert_eq!(Received::take(bad), Err(BadReply), "{bad:?}");

@@ -1,6 +1,8 @@
 //! The log against a plain model: whatever is done to it, and whenever the power goes, what is found again is the state after
 //! some operation at or after the last one whose completion ran. The simulated disk keeps any subset of unsynced blocks.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};

@@ -226,7 +226,7 @@ mod tests {
             part.extend_from_slice(&whole[split..]);
             let frame = take(&mut part).unwrap().unwrap();
             let head: AppendHead = frame.head("append").unwrap();
-            assert_eq!(entries(&head, frame.raw).unwrap(), [entry.clone()]);
+            assert_eq!(entries(&head, frame.raw).unwrap(), std::slice::from_ref(&entry));
         }
         let mut nonsense = BytesMut::from(&b"GET / HTTP/1.1\r\n\r\n"[..]);
         assert!(take(&mut nonsense).is_err());

@@ -3,6 +3,7 @@
 //! Reading and writing are driven inside the one stream that is returned. A stream without progress ends in an error, since a
 //! follower that is frozen with its connection open would otherwise block purging for good.
 #![expect(clippy::disallowed_methods, reason = "this is the Peers edge")]
+#![expect(clippy::result_large_err, reason = "the error type is openraft's")]
 
 use std::future::Future;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Answering peers.
-#![expect(clippy::disallowed_methods, reason = "this is the Peers edge")]
 
 use std::sync::{Arc, PoisonError};
 
@@ -129,7 +128,7 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
             let answer = match answer.map_err(|e| e.to_string())? {
                 Ok(at) => {
                     let mut heard = cluster.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    *heard = Some(clock::now());
+                    *heard = clock::now();
                     AppendAnswer::Durable(at.as_ref().map(position))
                 }
                 Err(StreamAppendError::Conflict(at)) => AppendAnswer::Conflict(position(&at)),

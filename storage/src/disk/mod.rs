@@ -30,8 +30,6 @@ pub trait Disk: Send + Sync + 'static {
 
 /// An open file. Offsets and lengths are in bytes.
 pub trait DiskFile: Send + Sync {
-    /// Current length.
-    fn len(&self) -> io::Result<u64>;
     /// Reads exactly `buf.len()` octets.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes`. Not durable before [`DiskFile::sync_data`].

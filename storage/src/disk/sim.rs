@@ -231,10 +231,6 @@ struct SimFile {
 }
 
 impl DiskFile for SimFile {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.state().files[&self.id].seen.len() as u64)
-    }
-
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let s = self.disk.state();
         let seen = &s.files[&self.id].seen;

@@ -1,0 +1,175 @@
+//! A scripted destination: how it behaves is chosen by the recipient's local part, as in KumoMTA's tests.
+//!
+//! | local part begins with | behaviour |
+//! | --- | --- |
+//! | `bounce` | 550 at RCPT |
+//! | `defer` | 450 at RCPT for the first two tries |
+//! | `late` | 451 after the dot for the first try |
+//! | `no` | 554 after the dot |
+//! | `drop` | closes after the dot without a reply, once |
+//! | anything else | takes it |
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::history::Taken;
+
+#[derive(Default)]
+struct Shared {
+    taken: Mutex<Vec<Taken>>,
+    tries: Mutex<BTreeMap<String, usize>>,
+    down: AtomicBool,
+    connections: AtomicUsize,
+    commands: Mutex<Vec<String>>,
+}
+
+/// A customer's server on a port of its own.
+pub struct Customer {
+    address: String,
+    shared: Arc<Shared>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Customer {
+    /// Starts it.
+    ///
+    /// # Panics
+    /// If no port is free.
+    pub fn start() -> Customer {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let shared = Arc::new(Shared::default());
+        let for_thread = shared.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = for_thread.clone();
+                if shared.down.load(Ordering::SeqCst) {
+                    continue; // closed at once, without a greeting
+                }
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || drop(serve(stream, &shared)));
+            }
+        });
+        Customer { address, shared }
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// While down it closes every connection at once.
+    pub fn set_down(&self, down: bool) {
+        self.shared.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Copies taken so far.
+    pub fn taken(&self) -> Vec<Taken> {
+        lock(&self.shared.taken).clone()
+    }
+
+    /// How many copies were taken.
+    pub fn count(&self) -> usize {
+        lock(&self.shared.taken).len()
+    }
+
+    /// Connections so far.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// All command lines so far.
+    pub fn commands(&self) -> Vec<String> {
+        lock(&self.shared.commands).clone()
+    }
+}
+
+fn tried(shared: &Shared, recipient: &str) -> usize {
+    let mut tries = lock(&shared.tries);
+    let count = tries.entry(recipient.into()).or_default();
+    *count += 1;
+    *count
+}
+
+fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut writer = stream.try_clone()?;
+    let mut reader = BufReader::new(stream);
+    let mut recipients: Vec<String> = Vec::new();
+    writer.write_all(b"220 customer.test.example ESMTP\r\n")?;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || shared.down.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        lock(&shared.commands).push(line.trim_end().to_string());
+        let verb: String = line.chars().take(4).collect::<String>().to_ascii_uppercase();
+        let reply = match verb.as_str() {
+            "EHLO" => "250-customer.test.example\r\n250-PIPELINING\r\n250-SIZE 60000000\r\n250 8BITMIME\r\n",
+            "MAIL" | "RSET" => {
+                recipients.clear();
+                "250 2.1.0 ok\r\n"
+            }
+            "RCPT" => {
+                let local = line.split(['<', '@']).nth(1).unwrap_or("").to_string();
+                if local.starts_with("bounce") {
+                    "550 5.1.1 no such user here\r\n"
+                } else if local.starts_with("defer") && tried(shared, &local) <= 2 {
+                    "450 4.2.1 not now\r\n"
+                } else {
+                    recipients.push(local);
+                    "250 2.1.5 ok\r\n"
+                }
+            }
+            "DATA" if recipients.is_empty() => "554 5.5.1 no recipients\r\n",
+            "DATA" => {
+                writer.write_all(b"354 go on\r\n")?;
+                let octets = data(&mut reader)?;
+                let first = recipients[0].clone();
+                if first.starts_with("drop") && tried(shared, &first) <= 1 {
+                    return Ok(());
+                }
+                if first.starts_with("late") && tried(shared, &first) <= 1 {
+                    "451 4.3.0 try again\r\n"
+                } else if first.starts_with("no") {
+                    "554 5.7.1 not wanted\r\n"
+                } else {
+                    let mut taken = lock(&shared.taken);
+                    let copies = recipients.drain(..);
+                    taken.extend(copies.map(|recipient| Taken { recipient, octets: octets.clone() }));
+                    "250 2.0.0 taken\r\n"
+                }
+            }
+            "QUIT" => {
+                writer.write_all(b"221 2.0.0 bye\r\n")?;
+                return Ok(());
+            }
+            _ => "500 5.5.2 what?\r\n",
+        };
+        writer.write_all(reply.as_bytes())?;
+    }
+}
+
+/// Reads data octet by octet, so that it shares no cleverness with the product: lines end with CR LF, one leading dot goes.
+fn data(reader: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    let mut line = Vec::new();
+    let mut one = [0u8; 1];
+    loop {
+        reader.read_exact(&mut one)?;
+        line.push(one[0]);
+        if line.ends_with(b"\r\n") {
+            if line == b".\r\n" {
+                return Ok(octets);
+            }
+            octets.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+            line.clear();
+        }
+    }
+}

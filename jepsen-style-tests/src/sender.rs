@@ -1,0 +1,153 @@
+//! A strict SMTP client that shares no code with the product.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::checker::NAME;
+use crate::history::{Outcome, Sent};
+
+/// A connection to a node.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+    node: u64,
+}
+
+/// A message whose data is open: the final dot is not sent yet.
+pub struct Open {
+    sent: Sent,
+}
+
+/// A message of about `bytes` octets that carries its name and a canary in every line.
+pub fn message(name: &str, bytes: usize) -> Vec<u8> {
+    let mut text = format!("{NAME}{name}\r\nSubject: test\r\n\r\n");
+    let mut n = 0;
+    while text.len() < bytes {
+        n += 1;
+        text += &format!(".canary-{name}-line-{n:06}-abcdefghijklmnopqrstuvwxyz\r\n");
+    }
+    text.into_bytes()
+}
+
+impl Client {
+    /// Connects and greets.
+    ///
+    /// # Errors
+    /// If the node is not there or greets with an error.
+    pub fn connect(node: u64, address: &str) -> std::io::Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let mut client = Client { reader: BufReader::new(stream), node };
+        let greeting = client.reply()?;
+        if greeting != 220 {
+            return Err(std::io::Error::other(format!("greeted with {greeting}")));
+        }
+        client.say("EHLO client.test.example\r\n")?;
+        Ok(client)
+    }
+
+    /// Sends octets and reads one reply's code.
+    ///
+    /// # Errors
+    /// If the connection is lost or the reply is none.
+    pub fn say(&mut self, line: &str) -> std::io::Result<u16> {
+        self.send(line.as_bytes())?;
+        self.reply()
+    }
+
+    /// Sends octets.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub fn send(&mut self, octets: &[u8]) -> std::io::Result<()> {
+        self.reader.get_mut().write_all(octets)
+    }
+
+    /// Reads one reply strictly (RFC 5321 §4.2.1): same code on each line, CR LF at the end of each.
+    ///
+    /// # Errors
+    /// If the connection is lost or the reply is none.
+    pub fn reply(&mut self) -> std::io::Result<u16> {
+        let mut code = None;
+        loop {
+            let mut line = String::new();
+            if self.reader.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            let bad = || std::io::Error::other(format!("not a reply: {line:?}"));
+            let this: u16 = line.get(..3).and_then(|c| c.parse().ok()).ok_or_else(bad)?;
+            let between = *line.as_bytes().get(3).ok_or_else(bad)?;
+            if !line.ends_with("\r\n") || *code.get_or_insert(this) != this || line.len() > 512 {
+                return Err(bad());
+            }
+            match between {
+                b' ' => return Ok(this),
+                b'-' => {}
+                _ => return Err(bad()),
+            }
+        }
+    }
+
+    /// Opens a transaction and sends all of the data but the final dot.
+    ///
+    /// # Errors
+    /// `Err` with the finished record if it was refused or lost before the dot.
+    pub fn open(&mut self, name: &str, recipients: &[&str], octets: &[u8]) -> Result<Open, Box<Sent>> {
+        let mut sent = Sent {
+            name: name.into(),
+            recipients: recipients.iter().map(|r| r.to_string()).collect(),
+            node: self.node,
+            outcome: Outcome::Unknown,
+            octets: octets.to_vec(),
+            at: Instant::now(),
+        };
+        let mut lines = vec![format!("MAIL FROM:<sender@client.test.example> SIZE={}\r\n", octets.len())];
+        lines.extend(recipients.iter().map(|r| format!("RCPT TO:<{r}@test.example>\r\n")));
+        lines.push("DATA\r\n".into());
+        for line in &lines {
+            match self.say(line) {
+                Ok(code) if code < 400 => {}
+                Ok(code) => sent.outcome = Outcome::Fail(code),
+                // Before the final dot a lost connection means that nothing was taken.
+                Err(_) => sent.outcome = Outcome::Fail(0),
+            }
+            if sent.outcome != Outcome::Unknown {
+                sent.at = Instant::now();
+                return Err(Box::new(sent));
+            }
+        }
+        let mut wire = Vec::with_capacity(octets.len() + 100);
+        for line in octets.split_inclusive(|b| *b == b'\n') {
+            if line.starts_with(b".") {
+                wire.push(b'.');
+            }
+            wire.extend_from_slice(line);
+        }
+        if self.send(&wire).is_err() {
+            (sent.outcome, sent.at) = (Outcome::Fail(0), Instant::now());
+            return Err(Box::new(sent));
+        }
+        Ok(Open { sent })
+    }
+
+    /// Sends the final dot and waits for the reply.
+    pub fn finish(&mut self, open: Open) -> Sent {
+        let mut sent = open.sent;
+        sent.outcome = match self.say(".\r\n") {
+            Ok(250) => Outcome::Ok,
+            Ok(code) => Outcome::Fail(code),
+            Err(_) => Outcome::Unknown,
+        };
+        sent.at = Instant::now();
+        sent
+    }
+
+    /// Sends a whole message.
+    pub fn transact(&mut self, name: &str, recipients: &[&str], octets: &[u8]) -> Sent {
+        match self.open(name, recipients, octets) {
+            Ok(open) => self.finish(open),
+            Err(sent) => *sent,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Small things that several tests need: waiting, finding octets in files, and other people's programs.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds. Nothing sleeps for its own sake.
+///
+/// # Panics
+/// If it does not hold in time.
+pub fn wait_for(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {patience:?} for {what}");
+        std::thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// Whether `needle` stands in any file of a directory.
+pub fn files_contain(dir: &Path, needle: &[u8]) -> bool {
+    let Ok(entries) = std::fs::read_dir(dir) else { return false };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return files_contain(&path, needle);
+        }
+        let octets = std::fs::read(&path).unwrap_or_default();
+        find(&octets, needle)
+    })
+}
+
+fn find(hay: &[u8], needle: &[u8]) -> bool {
+    let Some(first) = needle.first() else { return true };
+    let mut at = 0;
+    while let Some(next) = hay[at..].iter().position(|b| b == first) {
+        at += next;
+        if hay[at..].starts_with(needle) {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// Another program, if it is installed. In CI everything must be.
+///
+/// # Panics
+/// If it is missing and `HOLDFAST_REQUIRE_PEERS` is set.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let dirs = path.split(':').chain(["/usr/sbin", "/usr/bin"]);
+    let found = dirs.map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
+    if found.is_none() {
+        assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "{name} is not installed");
+        eprintln!("skipped: {name} is not installed; this run does not count");
+    }
+    found
+}
