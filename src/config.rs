@@ -14,6 +14,7 @@ use std::time::Duration;
 use holdfast_cluster::{Member, Placement};
 use serde::{Deserialize, Serialize};
 
+use crate::queue::apply::ACCEPT_TIMEOUT_MAX_MS;
 use crate::receive::policy::Network;
 use crate::smtp::address::{Mailbox, is_domain};
 
@@ -349,6 +350,8 @@ pub struct Storage {
     pub segment_bytes: Size,
     /// New mail is refused while less than this is free; the rest is kept for draining.
     pub reserve_bytes: Size,
+    /// Entries kept for a follower that is behind; beyond it the follower gets a snapshot.
+    pub keep_entries: u64,
     /// Added to each sync, to measure what a slower disk would give.
     pub sync_delay: Span,
 }
@@ -444,7 +447,12 @@ impl Default for Delivery {
 
 impl Default for Storage {
     fn default() -> Storage {
-        Storage { segment_bytes: Size(64 << 20), reserve_bytes: Size(512 << 20), sync_delay: seconds(0) }
+        Storage {
+            segment_bytes: Size(64 << 20),
+            reserve_bytes: Size(512 << 20),
+            keep_entries: 500_000,
+            sync_delay: seconds(0),
+        }
     }
 }
 
@@ -576,8 +584,8 @@ impl Config {
                 return bad("listener.tls", "require and implicit need tls_cert and tls_key");
             }
         }
-        if !(1000..=300_000).contains(&queue.accept_timeout.ms()) {
-            return bad("queue.accept_timeout", "must be 1s to 5m");
+        if !(1000..=ACCEPT_TIMEOUT_MAX_MS).contains(&queue.accept_timeout.ms()) {
+            return bad("queue.accept_timeout", "must be 1s to 1m");
         }
         if queue.erase_within.ms() < 1000 {
             return bad("queue.erase_within", "must be at least 1s");

@@ -101,6 +101,7 @@ fn start_cluster(
         },
         election_ms: (config.cluster.election_min.ms(), config.cluster.election_max.ms()),
         heartbeat_ms: config.cluster.heartbeat.ms(),
+        keep_entries: config.storage.keep_entries,
     };
     Ok(holdfast_cluster::start(settings, queue.clone())?)
 }

@@ -51,6 +51,8 @@ pub struct Settings {
     pub election_ms: (u64, u64),
     /// Heartbeat interval, ms.
     pub heartbeat_ms: u64,
+    /// Entries that a leader keeps for a follower that is behind; beyond it the follower gets a snapshot.
+    pub keep_entries: u64,
 }
 
 /// Why a node does not take part.
@@ -93,11 +95,12 @@ pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Clu
         .name("consensus".into())
         .spawn(move || {
             runtime.block_on(async move {
+                let keep_entries = settings.keep_entries;
                 let started = boot(settings, machine).await;
                 let keep = started.as_ref().ok().cloned();
                 drop(tell.send(started));
                 if let Some(cluster) = keep {
-                    housekeeping(cluster).await;
+                    housekeeping(cluster, keep_entries).await;
                 }
             });
         })
@@ -106,7 +109,7 @@ pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Clu
 }
 
 async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
-    let Settings { cluster, id, members, listen, tls, disk, log, election_ms, heartbeat_ms } = settings;
+    let Settings { cluster, id, members, listen, tls, disk, log, election_ms, heartbeat_ms, .. } = settings;
     let began = clock::now();
     let listener = TcpListener::bind(&listen)
         .await
@@ -243,11 +246,9 @@ const CHECKPOINT_ENTRIES: u64 = 20_000;
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 /// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
 const KEEP_ENTRIES: u64 = 2_000;
-/// Entries that a leader keeps for a follower that is behind.
-const KEEP_FOR_LAGGARD: u64 = 500_000;
 
 /// Checkpoints the queue now and then, and raises the floor behind it.
-async fn housekeeping(cluster: Cluster) {
+async fn housekeeping(cluster: Cluster, keep_entries: u64) {
     let raft = cluster.raft().clone();
     let mut last_time = clock::now();
     let mut requested = 0;
@@ -273,8 +274,8 @@ async fn housekeeping(cluster: Cluster) {
             }
         }
         let keep_from = match matched {
-            Some(slowest) => slowest.max(applied.saturating_sub(KEEP_FOR_LAGGARD)),
-            None => snapshot.saturating_sub(KEEP_ENTRIES),
+            Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
+            None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
         };
         let floor = snapshot.min(keep_from);
         if floor > purged && raft.trigger().purge_log(floor - 1).await.is_err() {

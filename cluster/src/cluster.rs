@@ -34,6 +34,8 @@ pub struct NodeReport {
     pub last_index: Option<u64>,
     /// Last index it applied.
     pub applied_index: Option<u64>,
+    /// Last index that it no longer keeps.
+    pub floor_index: Option<u64>,
     /// Free octets on its disk.
     pub disk_free_bytes: u64,
     /// Octets of live bodies in its log.
@@ -228,6 +230,7 @@ impl Cluster {
             leader: metrics.current_leader,
             last_index: metrics.last_log_index,
             applied_index: metrics.last_applied.as_ref().map(|id| id.index()),
+            floor_index: self.inner.log.floor().map(|at| at.index.0),
             disk_free_bytes: space.free_bytes,
             live_body_bytes: space.live_body_bytes,
             held_bytes: space.held_bytes,

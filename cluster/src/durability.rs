@@ -2,7 +2,6 @@
 //! wakes those whose entry the frontier has passed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use holdfast_storage::{LogIndex, LogPosition, Term};
 use openraft::async_runtime::WatchReceiver;
@@ -58,31 +57,40 @@ impl Gate {
     }
 }
 
+/// Members and term as they are now.
+fn who(raft: &Raft) -> (BTreeMap<u64, Member>, Term) {
+    let server = raft.server_metrics();
+    let server = server.borrow_watched();
+    let members = server.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
+    (members, Term(server.vote.leader_id().term))
+}
+
 async fn run(raft: Raft, mut waits: mpsc::Receiver<Wait>, tell: watch::Sender<Frontier>) {
     let mut data = raft.data_metrics();
     let mut server = raft.server_metrics();
     let mut waiting = Waiters::new();
     let mut known: Option<(LogIndex, Vec<u64>)> = None;
     let mut leading: Option<Term> = None;
+    let (mut members, mut term) = who(&raft);
     loop {
         let mut changed = false;
         tokio::select! {
             result = data.changed() => { if result.is_err() { return } changed = true }
-            result = server.changed() => { if result.is_err() { return } changed = true }
+            result = server.changed() => {
+                if result.is_err() { return }
+                changed = true;
+                (members, term) = who(&raft);
+            }
             wait = waits.recv() => {
                 let Some(wait) = wait else { return };
                 if leading.is_none_or(|term| term < wait.at.term) {
-                    changed = true; // the metrics may lag behind the write's result
+                    // The metrics may lag behind the write's result.
+                    changed = true;
+                    (members, term) = who(&raft);
                 }
                 waiting.entry(wait.at.index).or_default().push(wait.tell);
             }
         }
-        let (members, term) = {
-            let server = server.borrow_and_update();
-            let members: BTreeMap<u64, Member> =
-                server.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
-            (Arc::new(members), Term(server.vote.leader_id().term))
-        };
         if changed {
             let data = data.borrow_and_update();
             match &data.replication {

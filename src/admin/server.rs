@@ -326,6 +326,7 @@ impl Admin {
                     },
                     "last_index": node.as_ref().and_then(|n| n.last_index),
                     "matched_index": report.matched.get(id),
+                    "floor_index": node.as_ref().and_then(|n| n.floor_index),
                     "disk_free_bytes": node.as_ref().map(|n| n.disk_free_bytes),
                     "held_bytes": node.as_ref().map(|n| n.held_bytes),
                     "live_body_bytes": node.as_ref().map(|n| n.live_body_bytes),

@@ -9,9 +9,15 @@ use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
 use super::message::{Envelope, Message, MessageId, State, Tick};
 use super::tables::Tables;
 
-/// Settled and withdrawn ids are remembered for this much cluster time. Longer than any client is kept waiting for the
-/// reply to its data (twice `accept_timeout`, at most 10 minutes by configuration).
-pub const WINDOW_MS: u64 = 20 * 60 * 1000;
+/// Settled and withdrawn ids are remembered for this much cluster time. Longer than a message may be proposed again: its client
+/// is kept waiting for at most twice `accept_timeout`, which the node file bounds to [`ACCEPT_TIMEOUT_MAX_MS`].
+pub const WINDOW_MS: u64 = 4 * 60 * 1000;
+
+/// Longest `accept_timeout`.
+pub const ACCEPT_TIMEOUT_MAX_MS: u64 = 60 * 1000;
+
+// Twice the timeout, and as much again for clocks of nodes that run ahead of the committed tick.
+const _: () = assert!(WINDOW_MS >= 4 * ACCEPT_TIMEOUT_MAX_MS);
 
 /// Pieces of a message that is not accepted are forgotten after this much cluster time without another one.
 pub const ORPHAN_MS: u64 = 10 * 60 * 1000;
@@ -180,9 +186,11 @@ impl Queue {
         }
     }
 
-    /// What the queue remembers of an id that is not in it.
-    fn remembered(&self, id: MessageId) -> Option<Answer> {
+    /// What the queue knows of an id already. One whose pieces are still coming in is new, however slow its client.
+    fn known(&self, id: MessageId) -> Option<Answer> {
         match self.tables.window.get(&id) {
+            _ if self.messages.contains_key(&id) => Some(Answer::Accepted),
+            _ if self.tables.pieces.contains_key(&id) => None,
             Some(true) => Some(Answer::Withdrawn),
             Some(false) => Some(Answer::Accepted),
             None if id.born().0 + WINDOW_MS < self.tables.now.0 => Some(Answer::TooOld),
@@ -200,8 +208,7 @@ impl Queue {
         erase: &mut Vec<LogIndex>,
     ) -> Answer {
         // A second copy of a message that is known: its octets are not needed.
-        let known =
-            if self.messages.contains_key(&id) { Some(Answer::Accepted) } else { self.remembered(id) };
+        let known = self.known(id);
         if let Some(answer) = known {
             erase.push(at.index);
             if answer != Answer::Accepted {
@@ -244,8 +251,7 @@ impl Queue {
         piece: PieceRef,
         erase: &mut Vec<LogIndex>,
     ) -> Answer {
-        let known =
-            if self.messages.contains_key(&id) { Some(Answer::Accepted) } else { self.remembered(id) };
+        let known = self.known(id);
         if let Some(answer) = known {
             erase.push(at.index);
             return answer;

@@ -163,6 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_client_of_a_large_message_is_no_reason_to_refuse_it() {
+        let mut w = World::new();
+        let piece = PieceRef { bytes: 10, digest: 1 };
+        let tick =
+            |windows: u64| Command::Tick { now: Tick(1_000_001 + windows * crate::queue::apply::WINDOW_MS) };
+        w.apply(tick(0), 0);
+        w.apply(Command::Piece { id: id(1), seq: 0, piece }, 10);
+        w.apply(tick(1), 0);
+        w.apply(Command::Piece { id: id(1), seq: 1, piece }, 10);
+        w.apply(tick(2), 0);
+        let accept =
+            Command::Accept { id: id(1), envelope: envelope(1), size: 20, pieces: vec![piece, piece] };
+        assert_eq!(w.apply(accept, 0), Answer::Accepted);
+    }
+
+    #[test]
     fn pieces_must_be_what_the_accept_names() {
         let mut w = World::new();
         let piece = |bytes, digest| PieceRef { bytes, digest };

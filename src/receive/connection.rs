@@ -286,16 +286,18 @@ async fn data(
     client: &mut Client,
     transaction: Transaction,
 ) -> Result<Option<Reply>, String> {
-    let id = shared.intake.new_id();
-    let mut message = Incoming::new(shared, client, &transaction, id);
+    let mut message = Incoming::new(shared, client, &transaction);
     let result = message.receive(shared, client).await;
-    let Incoming { seq, .. } = message;
+    let Incoming { seq, id, .. } = message;
+    let abandon = || {
+        if let Some(id) = id.filter(|_| seq > 0) {
+            let intake = shared.intake.clone();
+            tokio::spawn(async move { intake.abandon(id).await });
+        }
+    };
     match result {
         Ok(Received::Refused(reply)) => {
-            if seq > 0 {
-                let intake = shared.intake.clone();
-                tokio::spawn(async move { intake.abandon(id).await });
-            }
+            abandon();
             let text = format!(
                 "NOQUEUE: reject: END-OF-MESSAGE from unknown[{}]: {} {}; from=<{}> proto=ESMTP helo=<{}>",
                 client.peer.ip(),
@@ -307,7 +309,7 @@ async fn data(
             shared.log.line(client.number, Service::Smtpd, text);
             Ok(Some(reply))
         }
-        Ok(Received::Whole { body, pieces, size, message_id }) => {
+        Ok(Received::Whole { id, body, pieces, size, message_id }) => {
             let recipients: Vec<Recipient> =
                 transaction.recipients.iter().cloned().map(Recipient::new).collect();
             let count = recipients.len();
@@ -352,28 +354,29 @@ async fn data(
             Ok(reply(&verdict, id))
         }
         Err(why) => {
-            if seq > 0 {
-                let intake = shared.intake.clone();
-                tokio::spawn(async move { intake.abandon(id).await });
-            }
+            abandon();
             Err(why)
         }
     }
 }
 
 enum Received {
-    Whole { body: Bytes, pieces: Vec<PieceRef>, size: u64, message_id: String },
+    Whole { id: MessageId, body: Bytes, pieces: Vec<PieceRef>, size: u64, message_id: String },
     Refused(Reply),
 }
 
 /// A message that is coming in.
 struct Incoming {
-    id: MessageId,
+    /// Given when the first octets are replicated, since an id must not be old when it is proposed.
+    id: Option<MessageId>,
+    /// The trace header, once the id is known.
+    header: Box<dyn Fn(MessageId) -> String + Send>,
     decoder: Decoder,
-    /// Octets that are not yet in a piece; the trace header first.
+    /// Octets that are not yet in a piece.
     octets: Vec<u8>,
-    header_bytes: u64,
+    /// Octets of the message so far, the trace header included once it stands.
     size: u64,
+    header_bytes: u64,
     /// Pieces that were sent to be replicated.
     seq: u32,
     pieces: Vec<PieceRef>,
@@ -384,30 +387,33 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn new(shared: &Shared, client: &Client, transaction: &Transaction, id: MessageId) -> Incoming {
+    fn new(shared: &Shared, client: &Client, transaction: &Transaction) -> Incoming {
         let only = match &transaction.recipients[..] {
             [one] => Some(one.to_string()),
             _ => None,
         };
-        let header = trace::received(&Trace {
-            helo: &transaction.helo.0,
-            client: client.peer.ip(),
-            hostname: &shared.settings.hostname,
-            extended: transaction.helo.1,
-            tls: client.tls.as_deref(),
-            id,
-            recipient: only.as_deref(),
-            date: &clock::rfc5322(clock::unix_s()),
-        });
+        let (settings, tls, address) = (shared.settings.clone(), client.tls.clone(), client.peer.ip());
+        let helo = transaction.helo.clone();
+        let header = move |id| {
+            trace::received(&Trace {
+                helo: &helo.0,
+                client: address,
+                hostname: &settings.hostname,
+                extended: helo.1,
+                tls: tls.as_deref(),
+                id,
+                recipient: only.as_deref(),
+                date: &clock::rfc5322(clock::unix_s()),
+            })
+        };
         let declared = transaction.size.unwrap_or(0).min(PIECE_BYTES as u64) as usize;
-        let mut octets = Vec::with_capacity(header.len() + declared);
-        octets.extend_from_slice(header.as_bytes());
         Incoming {
-            id,
+            id: None,
+            header: Box::new(header),
             decoder: Decoder::default(),
-            header_bytes: octets.len() as u64,
-            size: octets.len() as u64,
-            octets,
+            octets: Vec::with_capacity(declared + 512),
+            size: 0,
+            header_bytes: 0,
             seq: 0,
             pieces: Vec::new(),
             refused: None,
@@ -415,6 +421,20 @@ impl Incoming {
             hops: 0,
             message_id: None,
         }
+    }
+
+    /// Gives the message its id, and puts the trace header before its first octets.
+    fn begin(&mut self, shared: &Shared) -> MessageId {
+        if let Some(id) = self.id {
+            return id;
+        }
+        let id = shared.intake.new_id();
+        let header = (self.header)(id);
+        self.header_bytes = header.len() as u64;
+        self.size += self.header_bytes;
+        self.octets.splice(0..0, header.bytes());
+        self.id = Some(id);
+        id
     }
 
     async fn receive(&mut self, shared: &Shared, client: &mut Client) -> Result<Received, String> {
@@ -432,9 +452,10 @@ impl Incoming {
                     continue;
                 }
                 self.look();
+                let id = self.begin(shared);
                 let rest = self.octets.split_off(PIECE_BYTES);
                 let piece = Bytes::from(std::mem::replace(&mut self.octets, rest));
-                in_flight.push_back(shared.intake.piece(self.id, self.seq, piece));
+                in_flight.push_back(shared.intake.piece(id, self.seq, piece));
                 self.seq += 1;
             }
             if done {
@@ -448,12 +469,12 @@ impl Incoming {
                 }
             }
         }
-        self.judge(shared);
-        self.look();
+        self.judge();
+        let id = self.begin(shared);
         let size = self.size;
         if self.refused.is_none() && self.seq > 0 {
             let last = Bytes::from(std::mem::take(&mut self.octets));
-            in_flight.push_back(shared.intake.piece(self.id, self.seq, last));
+            in_flight.push_back(shared.intake.piece(id, self.seq, last));
             self.seq += 1;
         }
         while let Some(sent) = in_flight.next().await {
@@ -463,6 +484,7 @@ impl Incoming {
             return Ok(Received::Refused(reply));
         }
         Ok(Received::Whole {
+            id,
             body: std::mem::take(&mut self.octets).into(),
             pieces: std::mem::take(&mut self.pieces),
             size,
@@ -473,7 +495,9 @@ impl Incoming {
     fn note_piece(&mut self, sent: Result<PieceRef, Verdict>) {
         match sent {
             Ok(piece) => self.pieces.push(piece),
-            Err(verdict) => self.refused = self.refused.take().or(reply(&verdict, self.id)),
+            Err(verdict) => {
+                self.refused = self.refused.take().or(reply(&verdict, self.id.unwrap_or(MessageId(0))))
+            }
         }
     }
 
@@ -510,7 +534,7 @@ impl Incoming {
         self.refused.get_or_insert(Reply::new(code, enhanced, text));
     }
 
-    fn judge(&mut self, _shared: &Shared) {
+    fn judge(&mut self) {
         self.look();
         if self.decoder.has_bare_line_end() {
             self.refuse(550, "5.6.0", "Error: a bare CR or LF in the message");

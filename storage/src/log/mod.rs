@@ -1,8 +1,8 @@
 //! The log of one node: what goes in, what comes out, and who waits for what.
 //!
-//! Appends, votes, truncations and purges go through one queue to one writer thread ([`writer`]), so none overtakes
+//! Appends, votes, truncations and purges go through one queue to one writer thread (`writer`), so none overtakes
 //! another. What an append adds is readable when [`Log::append`] returns and durable when its completion runs. A second
-//! thread ([`crate::erase`]) overwrites dead bodies, gives back empty segments and keeps zeroed ones ready.
+//! thread (`erase`) overwrites dead bodies, gives back empty segments and keeps zeroed ones ready.
 //!
 //! A crash at the worst moment leaves the entries whose completion ran, and perhaps some after them.
 
