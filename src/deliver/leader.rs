@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, Term};
 use tokio::sync::{Notify, watch};
+use tracing::Instrument;
 
 use super::connection::{Broken, Connection, Dialer};
 use super::fate::status;
@@ -311,11 +312,13 @@ impl Delivery {
             let key = lock(&reign.scheduler).open_next(now);
             let Some(key) = key else { return };
             let (this, reign) = (self.clone(), reign.clone());
-            tokio::spawn(async move {
+            let span = tracing::info_span!("delivery", destination = key, term = reign.term.0);
+            let deliver = async move {
                 this.connection(&reign, &key).await;
                 lock(&reign.scheduler).closed(&key);
                 reign.wake.notify_one();
-            });
+            };
+            tokio::spawn(deliver.instrument(span));
         }
     }
 
@@ -400,7 +403,8 @@ impl Delivery {
             let means =
                 Means { cluster: &self.cluster, term: reign.term, reply_timeout: self.dialer.reply_timeout };
             let started = clock::now();
-            let end = run(&means, &mut connection, &message, &job).await;
+            let span = tracing::debug_span!("transaction", id = %message.id);
+            let end = run(&means, &mut connection, &message, &job).instrument(span).await;
             let times = (setup, clock::now().duration_since(started));
             setup = Duration::ZERO;
             let host = &connection.host;

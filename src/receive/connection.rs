@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tracing::Instrument;
 
 use super::intake::{Intake, Verdict, reply};
 use super::policy::{self, Network, Refusal};
@@ -320,7 +321,8 @@ async fn data(
                 arrival_unix_s: clock::unix_s(),
                 confidential: shared.settings.require_tls,
             };
-            let verdict = shared.intake.accept(id, envelope, size, body, pieces).await;
+            let span = tracing::debug_span!("accept", %id);
+            let verdict = shared.intake.accept(id, envelope, size, body, pieces).instrument(span).await;
             if let Verdict::Accepted(receipt) = &verdict {
                 let join = |label: fn(&holdfast_cluster::Member) -> &str| {
                     let mut labels: Vec<&str> = receipt.nodes().iter().map(|(_, m)| label(m)).collect();

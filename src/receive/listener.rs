@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use super::connection::{Shared, serve};
 use crate::maillog::Service;
@@ -97,7 +98,8 @@ pub async fn run(listener: TcpListener, shared: Arc<Shared>, limits: Arc<Limits>
         };
         let (shared, limits) = (shared.clone(), limits.clone());
         tokio::spawn(async move {
-            serve(shared, stream, peer, number).await;
+            let span = tracing::info_span!("session", number, %peer);
+            serve(shared, stream, peer, number).instrument(span).await;
             limits.leave(peer.ip());
             drop(permit);
         });

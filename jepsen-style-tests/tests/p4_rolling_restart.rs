@@ -1,0 +1,94 @@
+//! P4 without faults: a rolling restart with SIGTERM under load. Each node hands over, finishes what is open and ends with 0; each
+//! copy is taken exactly once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::history::{Outcome, Sent};
+use jepsen_style_tests::nodes::Nodes;
+use jepsen_style_tests::sender::{Client, message};
+use jepsen_style_tests::tools::wait_for;
+
+#[test]
+fn p4_a_rolling_restart_hands_each_copy_off_once() {
+    let customer = Customer::start();
+    let mut nodes = Nodes::start_all(customer.address());
+    let stop = Arc::new(AtomicBool::new(false));
+    let history: Arc<Mutex<Vec<Sent>>> = Arc::default();
+    let clients: Vec<_> = (1..=3u64)
+        .map(|node| {
+            let (address, stop, history) = (nodes.smtp(node), stop.clone(), history.clone());
+            std::thread::spawn(move || {
+                let mut connection = None;
+                let mut count = 0;
+                while !stop.load(Ordering::SeqCst) {
+                    connection = connection.or_else(|| Client::connect(node, &address).ok());
+                    let Some(client) = &mut connection else {
+                        std::thread::sleep(Duration::from_millis(50));
+                        continue;
+                    };
+                    count += 1;
+                    let name = format!("roll{node}-{count}");
+                    let sent = client.transact(&name, &["r"], &message(&name, 2000));
+                    if sent.outcome != Outcome::Ok {
+                        connection = None;
+                    }
+                    history.lock().unwrap().push(sent);
+                    std::thread::sleep(Duration::from_millis(4));
+                }
+            })
+        })
+        .collect();
+    for id in 1..=3 {
+        let before = history.lock().unwrap().len();
+        wait_for("some load", Duration::from_secs(20), || history.lock().unwrap().len() > before + 100);
+        assert_eq!(nodes.stop(id), Some(0), "{}", nodes.stderr(id));
+        nodes.start(id);
+        wait_for("all nodes to be healthy", Duration::from_secs(30), || {
+            nodes.status().is_some_and(|s| {
+                let healthy = |n: &Vec<serde_json::Value>| n.iter().all(|n| n["healthy"] == true);
+                s["accepting"] == true && s["nodes"].as_array().is_some_and(healthy)
+            })
+        });
+    }
+    stop.store(true, Ordering::SeqCst);
+    clients.into_iter().for_each(|c| c.join().unwrap());
+    nodes.wait_drained(Duration::from_secs(30));
+    let history = history.lock().unwrap().clone();
+    let verdict = judge(&history, &customer.taken());
+    verdict.assert_good();
+    assert_eq!(verdict.duplicated, [], "nothing failed, so nothing is sent twice");
+}
+
+/// Room to delete: while there is too little of it new mail gets 452, and what is queued is still delivered and erased.
+#[test]
+fn p6_without_room_new_mail_is_refused_and_draining_goes_on() {
+    let customer = Customer::start();
+    customer.set_down(true);
+    let mut nodes = Nodes::start_all(customer.address());
+    let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
+    let history = vec![client.transact("queued", &["r"], &message("queued", 1000))];
+    assert_eq!(history[0].outcome, Outcome::Ok);
+    for id in 1..=3 {
+        nodes.kill(id);
+        let file = nodes.config(id);
+        let text = std::fs::read_to_string(&file).unwrap();
+        // More than any disk has: to the node its disk is as good as full.
+        let text = text.replace("reserve_bytes = \"16MiB\"", "reserve_bytes = \"1048576GiB\"");
+        std::fs::write(&file, text).unwrap();
+        nodes.start(id);
+    }
+    wait_for("the nodes to be back", Duration::from_secs(30), || nodes.leader().is_some());
+    let status = nodes.status().unwrap();
+    assert_eq!(status["accepting"], false);
+    assert!(status["why_not"].as_str().unwrap().contains("no room"), "{status}");
+    let mut client = Client::connect(2, &nodes.smtp(2)).unwrap();
+    let refused = client.transact("refused", &["r"], &message("refused", 1000));
+    assert_eq!(refused.outcome, Outcome::Fail(452));
+    customer.set_down(false);
+    nodes.wait_drained(Duration::from_secs(30));
+    judge(&history, &customer.taken()).assert_good();
+}
