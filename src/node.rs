@@ -101,6 +101,10 @@ fn start_cluster(
         },
         election_ms: (config.cluster.election_min.ms(), config.cluster.election_max.ms()),
         heartbeat_ms: config.cluster.heartbeat.ms(),
+        on_fatal: Box::new(|why| {
+            eprintln!("holdfast: ending: {why}");
+            std::process::exit(EXIT_DISK);
+        }),
         keep_entries: config.storage.keep_entries,
     };
     Ok(holdfast_cluster::start(settings, queue.clone())?)
@@ -148,6 +152,10 @@ async fn serve(
         draining.send_replace(true);
         delivery.drain(STOP / 2).await;
         cluster.hand_over(STOP / 4).await;
+        // Whoever has sent a message hears what became of it.
+        while limits.sessions() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     };
     if tokio::time::timeout(STOP, stop).await.is_err() {
         tracing::warn!("stopping took too long; what was open is done again by the next leader");

@@ -7,13 +7,14 @@
 #![expect(clippy::disallowed_methods, reason = "this is the Peers edge: it binds the peers' listener")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use holdfast_storage::disk::Disk;
 use holdfast_storage::{Identity, Log, OpenError, Options};
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, RaftMetrics, SnapshotPolicy};
 use tokio::net::TcpListener;
 
 use crate::clock;
@@ -29,7 +30,7 @@ use crate::peer::server::{past, prepare, serve};
 use crate::peer::tls::PeerTls;
 use crate::placement::Member;
 use crate::state_machine::StateMachine;
-use crate::types::Raft;
+use crate::types::{Raft, TypeConfig, position};
 
 /// What a node needs to know to take part.
 pub struct Settings {
@@ -51,6 +52,8 @@ pub struct Settings {
     pub election_ms: (u64, u64),
     /// Heartbeat interval, ms.
     pub heartbeat_ms: u64,
+    /// Told, with the reason, when consensus has stopped for good. The node must end.
+    pub on_fatal: Box<dyn Fn(&str) + Send + Sync>,
     /// Entries that a leader keeps for a follower that is behind; beyond it the follower gets a snapshot.
     pub keep_entries: u64,
 }
@@ -87,7 +90,7 @@ pub enum StartError {
 ///
 /// # Errors
 /// [`StartError`], before anything was promised to a peer.
-pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
+pub fn start(mut settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
     let (tell, told) = std::sync::mpsc::channel();
     let failed = |e: std::io::Error| StartError::State(format!("starting the consensus thread: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -96,11 +99,13 @@ pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Clu
         .spawn(move || {
             runtime.block_on(async move {
                 let keep_entries = settings.keep_entries;
+                let on_fatal = std::mem::replace(&mut settings.on_fatal, Box::new(|_| {}));
                 let started = boot(settings, machine).await;
                 let keep = started.as_ref().ok().cloned();
                 drop(tell.send(started));
                 if let Some(cluster) = keep {
-                    housekeeping(cluster, keep_entries).await;
+                    let why = housekeeping(cluster, keep_entries).await;
+                    on_fatal(&why);
                 }
             });
         })
@@ -117,7 +122,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let (log, recovered) = Log::open(disk, Identity { cluster: cluster.clone(), node: id }, log)?;
     let log = Arc::new(log);
     let pristine = recovered.pristine;
-    let committed = recovered.committed.min(log.last());
+    let committed = log.committed();
     let (state_machine, applied) = StateMachine::restore(machine.clone(), log.clone(), recovered.checkpoint)
         .map_err(StartError::State)?;
     let local = Arc::new(Local { cluster, id, tls });
@@ -139,6 +144,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
+            abstain: AtomicBool::new(recovered.ambiguous_tail),
         }),
     };
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));
@@ -187,9 +193,27 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    let (abstaining, last) = (cluster.clone(), cluster.inner.log.last());
     tokio::spawn(async move {
         let wait = began + promise;
         tokio::time::sleep_until(wait.into()).await;
+        if abstaining.inner.abstain.load(Ordering::Relaxed) {
+            tracing::warn!(
+                "the log's tail is ambiguous: no vote and no campaign before a later leader has committed"
+            );
+            let later = |metrics: &RaftMetrics<TypeConfig>| {
+                let committed = metrics.local_committed.as_ref().map(|id| position(id).term);
+                metrics.current_leader.is_some_and(|l| l != *raft.node_id())
+                    && committed > last.map(|at| at.term)
+            };
+            let mut metrics = raft.metrics();
+            while !later(&metrics.borrow_watched()) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+            abstaining.inner.abstain.store(false, Ordering::Relaxed);
+        }
         raft.runtime_config().elect(true);
     });
     Ok(cluster)
@@ -247,8 +271,8 @@ const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
 /// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
 const KEEP_ENTRIES: u64 = 2_000;
 
-/// Checkpoints the queue now and then, and raises the floor behind it.
-async fn housekeeping(cluster: Cluster, keep_entries: u64) {
+/// Checkpoints the queue now and then, and raises the floor behind it. Ends when consensus has, with the reason.
+async fn housekeeping(cluster: Cluster, keep_entries: u64) -> String {
     let raft = cluster.raft().clone();
     let mut last_time = clock::now();
     let mut requested = 0;
@@ -257,8 +281,8 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64) {
         let (applied, snapshot, purged, matched) = {
             let metrics = raft.metrics();
             let m = metrics.borrow_watched();
-            if m.running_state.is_err() {
-                return;
+            if let Err(fatal) = &m.running_state {
+                return format!("consensus has stopped: {fatal}");
             }
             let next = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index() + 1);
             let matched = m.replication.as_ref().map(|r| r.values().map(next).min().unwrap_or(0));
@@ -269,8 +293,8 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64) {
             || applied > requested && now >= last_time + CHECKPOINT_AFTER;
         if due {
             (requested, last_time) = (applied, now);
-            if raft.trigger().snapshot().await.is_err() {
-                return;
+            if let Err(fatal) = raft.trigger().snapshot().await {
+                return format!("consensus has stopped: {fatal}");
             }
         }
         let keep_from = match matched {
@@ -278,8 +302,10 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64) {
             None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
         };
         let floor = snapshot.min(keep_from);
-        if floor > purged && raft.trigger().purge_log(floor - 1).await.is_err() {
-            return;
+        if floor > purged
+            && let Err(fatal) = raft.trigger().purge_log(floor - 1).await
+        {
+            return format!("consensus has stopped: {fatal}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A node's part in the cluster, as the layers above use it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,20 @@ pub(crate) struct Inner {
     pub(crate) votes_from: Instant,
     pub(crate) prepared: Mutex<bool>,
     pub(crate) starts: u64,
+    /// The tail of the log may have held more than was found: no vote, no campaign until a later leader has committed.
+    pub(crate) abstain: AtomicBool,
+}
+
+/// See [`Cluster::placement_watch`].
+pub struct PlacementWatch(watch::Receiver<Frontier>);
+
+impl PlacementWatch {
+    /// Waits for the next change; one that came since the last call counts.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// A handle to this node's part in the cluster. Clones share it.
@@ -158,13 +173,9 @@ impl Cluster {
         Some((term?, index))
     }
 
-    /// A channel that changes when leadership or the placed index changes.
-    pub async fn placement_changed(&self) {
-        let mut frontier = self.gate().frontier.clone();
-        frontier.mark_unchanged();
-        if frontier.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
+    /// Something to wait with for leadership or the placed index to change.
+    pub fn placement_watch(&self) -> PlacementWatch {
+        PlacementWatch(self.gate().frontier.clone())
     }
 
     /// As leader: when this node sent the last message that a quorum answered.

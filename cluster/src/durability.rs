@@ -40,6 +40,8 @@ pub(crate) struct Gate {
 
 /// Waiters that may be on their way to the task; more wait to wait.
 const WAITS_MAX: usize = 4096;
+/// From this many waiters on, those that nobody waits for any more are dropped now and then.
+const PRUNE_MIN: usize = 4096;
 
 impl Gate {
     pub(crate) fn new(raft: Raft) -> Gate {
@@ -72,6 +74,7 @@ async fn run(raft: Raft, mut waits: mpsc::Receiver<Wait>, tell: watch::Sender<Fr
     let mut known: Option<(LogIndex, Vec<u64>)> = None;
     let mut leading: Option<Term> = None;
     let (mut members, mut term) = who(&raft);
+    let mut prune_at = PRUNE_MIN;
     loop {
         let mut changed = false;
         tokio::select! {
@@ -89,6 +92,13 @@ async fn run(raft: Raft, mut waits: mpsc::Receiver<Wait>, tell: watch::Sender<Fr
                     (members, term) = who(&raft);
                 }
                 waiting.entry(wait.at.index).or_default().push(wait.tell);
+                if waiting.len() >= prune_at {
+                    waiting.retain(|_, waiters| {
+                        waiters.retain(|w| !w.is_closed());
+                        !waiters.is_empty()
+                    });
+                    prune_at = PRUNE_MIN.max(2 * waiting.len());
+                }
             }
         }
         if changed {

@@ -28,7 +28,7 @@ mod types;
 mod contract;
 
 pub use boot::{Settings, StartError, start};
-pub use cluster::{Cluster, NodeReport, Report};
+pub use cluster::{Cluster, NodeReport, PlacementWatch, Report};
 pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport, Term};
 pub use lease::FinalDotPermit;
 pub use limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};

@@ -22,6 +22,8 @@ pub(crate) const NO_PROGRESS: Duration = Duration::from_secs(2);
 pub(crate) const CONNECT: Duration = Duration::from_secs(2);
 /// A request that is neither a vote nor a proposal.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Longest time for which a node works on another one's proposal.
+pub(crate) const PROPOSAL_MAX: Duration = Duration::from_secs(120);
 /// Pause before a proposal is tried again.
 pub(crate) const RETRY: Duration = Duration::from_millis(25);
 

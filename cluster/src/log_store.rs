@@ -122,8 +122,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        // What was said to be committed may have been written ahead of the entries themselves.
-        Ok(self.log.committed().min(self.log.last()).map(log_id))
+        Ok(self.log.committed().map(log_id))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

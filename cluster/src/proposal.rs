@@ -14,7 +14,7 @@ use openraft::impls::ProgressResponder;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::durability::LeadershipLost;
-use crate::limits::RETRY;
+use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, RETRY};
 use crate::peer::client::AskError;
 use crate::peer::frame::{Answer, Request};
 use crate::receipt::Receipt;
@@ -49,6 +49,9 @@ pub enum ProposeError {
     /// It may or may not come to pass.
     #[error("the outcome of the proposal is unknown")]
     OutcomeUnknown,
+    /// It is longer than an entry may be. It was not proposed.
+    #[error("the proposal is longer than an entry may be")]
+    TooLarge,
     /// The machine refused it on the leader, before it was proposed.
     #[error("refused")]
     Refused(Vec<u8>),
@@ -77,6 +80,9 @@ impl Cluster {
         placed: bool,
         deadline: Instant,
     ) -> Result<Proposed, ProposeError> {
+        if command.len() > COMMAND_BYTES_MAX || body.len() > BODY_BYTES_MAX {
+            return Err(ProposeError::TooLarge);
+        }
         let proposal = Proposal { command, body };
         let mut taken = false;
         loop {
@@ -119,7 +125,7 @@ impl Cluster {
         if leader == self.id() {
             // Runs to its end even if nobody waits for it any more: what was admitted is applied or given up.
             let (this, proposal) = (self.clone(), proposal.clone());
-            let here = tokio::spawn(async move { this.propose_here(proposal, fence, placed).await });
+            let here = tokio::spawn(async move { this.propose_here(proposal, fence, placed, left).await });
             return here.await.map_or(Attempt::Unknown, Into::into);
         }
         let Some(peer) = self.peer(leader) else { return Attempt::NotTaken };
@@ -127,7 +133,8 @@ impl Cluster {
             Fence::Any => None,
             Fence::Term(term) => Some(term),
         };
-        let request = Request::Propose { command: proposal.command.len() as u32, term, placed };
+        let left_ms = left.as_millis() as u64;
+        let request = Request::Propose { command: proposal.command.len() as u32, term, placed, left_ms };
         match peer.ask(request, vec![proposal.command.clone(), proposal.body.clone()], left).await {
             Ok((Answer::Proposed { at, nodes }, outcome)) => {
                 let nodes = self.members_of(&nodes);
@@ -141,7 +148,13 @@ impl Cluster {
     }
 
     /// Proposes on this node, for itself or for a peer.
-    pub(crate) async fn propose_here(&self, proposal: Proposal, fence: Fence, placed: bool) -> Here {
+    pub(crate) async fn propose_here(
+        &self,
+        proposal: Proposal,
+        fence: Fence,
+        placed: bool,
+        left: std::time::Duration,
+    ) -> Here {
         if let Err(refusal) = self.admit(&proposal.command) {
             return Here::Refused(refusal.outcome);
         }
@@ -166,9 +179,9 @@ impl Cluster {
         let at = position(&written.log_id);
         let mut receipt = None;
         if placed {
-            match self.gate().placed(at).await {
-                Ok(placed) => receipt = Some(placed),
-                Err(LeadershipLost) => return Here::Unknown,
+            match tokio::time::timeout(left, self.gate().placed(at)).await {
+                Ok(Ok(placed)) => receipt = Some(placed),
+                Ok(Err(LeadershipLost)) | Err(_) => return Here::Unknown,
             }
         }
         Here::Done(Proposed { at, outcome: written.data.0, receipt })

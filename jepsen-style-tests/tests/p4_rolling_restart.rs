@@ -82,6 +82,7 @@ fn p6_without_room_new_mail_is_refused_and_draining_goes_on() {
         nodes.start(id);
     }
     wait_for("the nodes to be back", Duration::from_secs(30), || nodes.leader().is_some());
+    wait_for("the log to be applied", Duration::from_secs(20), || nodes.queued() == Some(1));
     let status = nodes.status().unwrap();
     assert_eq!(status["accepting"], false);
     assert!(status["why_not"].as_str().unwrap().contains("no room"), "{status}");

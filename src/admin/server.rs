@@ -24,6 +24,8 @@ use crate::smtp::address::is_domain;
 
 /// Operators' connections at the same time; who comes beyond waits.
 const CONNECTIONS_MAX: usize = 32;
+/// Recipients that one entry settles.
+const OUTCOMES_MAX: usize = 1000;
 /// Messages that are looked at in one go while the queue is locked.
 const LIST_STEP: usize = 500;
 
@@ -153,13 +155,13 @@ impl Admin {
                 let domain = domain.to_ascii_lowercase();
                 let waiting = {
                     let queue = lock(&self.queue);
-                    let Some(route) = queue.routes().get(&domain) else {
+                    if !queue.routes().contains_key(&domain) {
                         return Err(failed(&format!("there is no route for {domain}")));
-                    };
+                    }
                     let waits = |m: &&Message| {
                         let mut domains =
                             m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
-                        domains.any(|d| queue.route(d) == Some(route))
+                        domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain))
                     };
                     queue.messages().filter(waits).count()
                 };
@@ -217,8 +219,9 @@ impl Admin {
                             })
                             .collect()
                     };
-                    let command = Command::Settle { outcomes, notice: None };
-                    self.propose(command).await?;
+                    for part in outcomes.chunks(OUTCOMES_MAX) {
+                        self.propose(Command::Settle { outcomes: part.to_vec(), notice: None }).await?;
+                    }
                 }
                 tell.send(json!({ "removed": count, "dry_run": dry_run })).await.map_err(gone)
             }

@@ -54,12 +54,17 @@ pub struct Connection {
     pub tls: Option<String>,
 }
 
+/// Longest reason, characters.
+const REASON_CHARS_MAX: usize = 400;
+
 /// Why there is no connection, or no longer one. Begins with an enhanced status code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Broken(pub String);
 
 fn broken(status: &str, why: impl std::fmt::Display) -> Broken {
-    Broken(format!("{status} {why}"))
+    // Our own texts hold no parenthesis, which would end a status in the log; a peer's greeting has no say in their length.
+    let text = format!("{status} {why}").replace('(', "[").replace(')', "]");
+    Broken(text.chars().take(REASON_CHARS_MAX).collect())
 }
 
 impl Dialer {

@@ -47,6 +47,8 @@ pub fn meaning(stage: Stage, code: u16) -> Meaning {
         // 2yz to DATA makes no sense: the destination does not wait for data.
         (Stage::Data, 200..=399) => Meaning::Later,
         (Stage::Mail | Stage::Rcpt | Stage::End, 200..=299) => Meaning::Good,
+        // "Too many recipients" in the words of old servers (RFC 5321 §4.5.3.1.10).
+        (Stage::Rcpt, 552) => Meaning::Later,
         (_, 500..=599) => Meaning::Failed,
         _ => Meaning::Later,
     }
@@ -89,6 +91,7 @@ mod tests {
             (Rcpt, 450, Some(Fate::Deferred)),
             (Rcpt, 550, Some(Fate::Failed)),
             (Rcpt, 421, Some(Fate::Deferred)),
+            (Rcpt, 552, Some(Fate::Deferred)),
             (Data, 354, None),
             (Data, 250, Some(Fate::Deferred)),
             (Data, 554, Some(Fate::Failed)),

@@ -34,6 +34,8 @@ const TICK: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 /// A message that is being withdrawn is looked at again after this time.
 const PASSED_OVER_MS: u64 = 200;
+/// Recipients of one transaction: what every server must take (RFC 5321 §4.5.3.1.8).
+const RECIPIENTS_PER_TRANSACTION: usize = 100;
 /// Messages that one tick looks at for expiry.
 const EXPIRY_LOOK_MAX: usize = 2000;
 
@@ -50,7 +52,8 @@ pub struct Delivery {
     sessions: AtomicU64,
     /// Transactions that are open.
     open: AtomicUsize,
-    in_transaction: Mutex<BTreeSet<MessageId>>,
+    /// Recipients whose job is in the hands of a connection. Locked last, after queue, scheduler and targets.
+    in_hand: Mutex<BTreeSet<(MessageId, u16)>>,
     /// Set while the node hands over: nothing new is begun.
     draining: AtomicBool,
     /// An operator's wish to try everything now.
@@ -74,6 +77,18 @@ pub struct Settings {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why an idle connection went on.
+enum Waited {
+    Job,
+    Closed,
+    Enough,
+}
+
+fn outcomes_of(job: &Job, fate: Fate, reply: &str) -> Vec<Outcome> {
+    let outcome = |r: &u16| Outcome { id: job.id, recipient: *r, fate: fate.clone(), reply: reply.into() };
+    job.recipients.iter().map(outcome).collect()
 }
 
 /// One term of this node's.
@@ -108,7 +123,7 @@ impl Delivery {
             settings,
             sessions: AtomicU64::new(1),
             open: AtomicUsize::new(0),
-            in_transaction: Mutex::default(),
+            in_hand: Mutex::default(),
             draining: AtomicBool::new(false),
             retry: Notify::new(),
             waits: Mutex::default(),
@@ -195,17 +210,18 @@ impl Delivery {
         let mut applied = self.cluster.applied();
         let mut next_tick = tokio::time::interval(TICK);
         next_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut expiring = BTreeSet::new();
+        let mut placement = self.cluster.placement_watch();
+        let mut expired_to = None;
         while self.cluster.leading() == Some(term) {
             self.drain_journal(&reign, &mut unplaced);
             self.release_placed(&reign, &mut unplaced);
             self.open_connections(&reign);
             let wakes = lock(&reign.scheduler).wakes_at_ms();
             let wait =
-                wakes.map_or(TICK, |at| Duration::from_millis(at.saturating_sub(self.now_ms()).max(1)));
+                wakes.map_or(TICK, |at| Duration::from_millis(at.saturating_sub(self.now_ms()).max(10)));
             tokio::select! {
                 changed = applied.changed() => if changed.is_err() { break },
-                () = self.cluster.placement_changed(), if !unplaced.is_empty() => {}
+                () = placement.changed() => {}
                 () = reign.wake.notified() => {}
                 () = self.retry.notified() => lock(&reign.scheduler).retry_all(self.now_ms()),
                 () = tokio::time::sleep(wait) => {}
@@ -214,11 +230,12 @@ impl Delivery {
                     let now = Tick(tick_base.0 + passed);
                     let this = self.clone();
                     tokio::spawn(async move { this.tick(term, now).await });
-                    self.expire(now, &mut expiring).await;
+                    self.expire(term, now, &mut expired_to).await;
                     *lock(&self.waits) = lock(&reign.scheduler).waits_until_ms();
                 }
             }
         }
+        self.drain_journal(&reign, &mut unplaced);
         reign.over.send_replace(true);
         tracing::info!(term = term.0, "delivering no more");
     }
@@ -241,15 +258,78 @@ impl Delivery {
             }
         }
         let mut by_target: BTreeMap<Key, (Target, Vec<u16>)> = BTreeMap::new();
-        for number in message.pending().filter(|n| !self.settler.is_under_way(message.id, *n)) {
+        let free = |n: &u16| {
+            !self.settler.is_under_way(message.id, *n) && !lock(&self.in_hand).contains(&(message.id, *n))
+        };
+        for number in message.pending().filter(free) {
             let domain = message.envelope.recipients[number as usize].address.domain();
             let target = target(queue, domain);
             by_target.entry(target.key.clone()).or_insert_with(|| (target, Vec::new())).1.push(number);
         }
         for (key, (target, recipients)) in by_target {
             lock(&reign.targets).entry(key.clone()).or_insert(target);
-            scheduler.add(&key, Job { id: message.id, recipients, attempts: 0 });
-            reign.job.notify_one();
+            for recipients in recipients.chunks(RECIPIENTS_PER_TRANSACTION) {
+                scheduler.add(&key, Job { id: message.id, recipients: recipients.to_vec(), attempts: 0 });
+            }
+            reign.job.notify_waiters();
+        }
+    }
+
+    /// Takes the next job of a destination into the hands of a connection: those of its recipients that nobody else has in
+    /// hand and that are not settled. From here on the message is not withdrawn any more.
+    fn take(&self, reign: &Reign, key: &Key) -> Option<(Message, Job)> {
+        loop {
+            let mut queue = lock(&self.queue);
+            let mut scheduler = lock(&reign.scheduler);
+            let mut job = scheduler.take(key)?;
+            let Some(message) = queue.open(job.id).cloned() else {
+                if queue.message(job.id).is_some() {
+                    // It is being withdrawn; if that comes to nothing it is delivered after all.
+                    scheduler.add_later(key, job, self.now_ms() + PASSED_OVER_MS);
+                }
+                continue;
+            };
+            let pending: Vec<u16> = message.pending().collect();
+            let mut in_hand = lock(&self.in_hand);
+            job.recipients.retain(|n| {
+                pending.contains(n)
+                    && !self.settler.is_under_way(job.id, *n)
+                    && !in_hand.contains(&(job.id, *n))
+            });
+            if job.recipients.is_empty() {
+                continue;
+            }
+            in_hand.extend(job.recipients.iter().map(|n| (job.id, *n)));
+            return Some((message, job));
+        }
+    }
+
+    /// Lets go of recipients that a connection has dealt with.
+    fn let_go(&self, id: MessageId, recipients: &[u16]) {
+        let mut in_hand = lock(&self.in_hand);
+        for n in recipients {
+            in_hand.remove(&(id, *n));
+        }
+    }
+
+    /// Gives a job back, for now or for later. If routes changed meanwhile its destination is found anew; if this node's
+    /// term is over, the next term of its own hears of the message.
+    fn put_back(&self, reign: &Reign, key: &Key, job: Job, at_ms: Option<u64>) {
+        let mut queue = lock(&self.queue);
+        let mut scheduler = lock(&reign.scheduler);
+        self.let_go(job.id, &job.recipients);
+        if *reign.over.borrow() {
+            queue.reschedule(job.id);
+            return;
+        }
+        let known = lock(&reign.targets).contains_key(key);
+        match (queue.message(job.id), at_ms) {
+            (None, _) => {}
+            (Some(message), _) if !known => {
+                self.schedule(reign, &mut scheduler, &queue, message, &mut BTreeMap::new());
+            }
+            (Some(_), Some(at)) => scheduler.add_later(key, job, at),
+            (Some(_), None) => scheduler.give_back(key, job),
         }
     }
 
@@ -262,22 +342,27 @@ impl Delivery {
                 return;
             }
             let mut scheduler = lock(&reign.scheduler);
+            if changes.contains(&Change::Routes) {
+                // Jobs wait under the destination that their route had; the whole queue is looked at anew, but for what
+                // connections have in hand, which comes back through `put_back`.
+                scheduler.clear_jobs();
+                lock(&reign.targets).clear();
+                unplaced.clear();
+                for message in queue.messages() {
+                    self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+                }
+            }
+            let all_scheduled = changes.contains(&Change::Routes);
             for change in changes {
                 match change {
+                    Change::Added(_) if all_scheduled => {}
                     Change::Added(id) => {
                         if let Some(message) = queue.message(id) {
                             self.schedule(reign, &mut scheduler, &queue, message, unplaced);
                         }
                     }
                     Change::Left(id) => removed.push((Service::Qmgr, format!("{id}: removed"))),
-                    Change::Routes => {
-                        // Jobs wait under the destination that their route had; the whole queue is looked at anew.
-                        *scheduler = Scheduler::new(self.settings.limits);
-                        lock(&reign.targets).clear();
-                        for message in queue.messages() {
-                            self.schedule(reign, &mut scheduler, &queue, message, unplaced);
-                        }
-                    }
+                    Change::Routes => {}
                 }
             }
         }
@@ -307,7 +392,9 @@ impl Delivery {
             return;
         }
         let now = self.now_ms();
-        lock(&reign.scheduler).advance(now);
+        if lock(&reign.scheduler).advance(now) {
+            reign.job.notify_waiters();
+        }
         loop {
             let key = lock(&reign.scheduler).open_next(now);
             let Some(key) = key else { return };
@@ -336,7 +423,14 @@ impl Delivery {
 
     /// One connection from its beginning to its end.
     async fn connection(&self, reign: &Reign, key: &Key) {
-        let Some(target) = lock(&reign.targets).get(key).cloned() else { return };
+        let target = lock(&reign.targets).get(key).cloned();
+        let Some(target) = target else {
+            // Routes changed since: its jobs go where they belong now.
+            while let Some((_, job)) = self.take(reign, key) {
+                self.put_back(reign, key, job, None);
+            }
+            return;
+        };
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
         let connecting = clock::now();
         let mut connection = match self.connect(&target).await {
@@ -359,47 +453,36 @@ impl Delivery {
         }
         let mut over = reign.over.subscribe();
         loop {
-            let job =
-                if self.draining.load(Ordering::SeqCst) { None } else { lock(&reign.scheduler).take(key) };
-            let Some(job) = job else {
-                if self.draining.load(Ordering::SeqCst) || *over.borrow() {
+            let more = reign.job.notified();
+            let stopping = self.draining.load(Ordering::SeqCst) || *over.borrow();
+            let Some((message, job)) = (if stopping { None } else { self.take(reign, key) }) else {
+                if stopping {
                     return connection.quit().await;
                 }
-                tokio::select! {
-                    () = reign.job.notified() => continue,
-                    () = connection.spoken_to() => return,
-                    _ = over.changed() => return connection.quit().await,
-                    () = tokio::time::sleep(LINGER) => return connection.quit().await,
+                lock(&reign.scheduler).idle(key, true);
+                let waited = tokio::select! {
+                    () = more => Waited::Job,
+                    () = connection.spoken_to() => Waited::Closed,
+                    _ = over.changed() => Waited::Enough,
+                    () = tokio::time::sleep(LINGER) => Waited::Enough,
+                };
+                lock(&reign.scheduler).idle(key, false);
+                match waited {
+                    Waited::Job => continue,
+                    Waited::Closed => return,
+                    Waited::Enough => return connection.quit().await,
                 }
             };
             // The lease is asked when a transaction is opened, and again before the final dot.
             if self.cluster.permit().is_none_or(|p| p.term() != reign.term) {
-                lock(&reign.scheduler).give_back(key, job);
+                self.put_back(reign, key, job, None);
                 if self.cluster.leading() != Some(reign.term) {
                     return connection.quit().await;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
-            let (opened, waits) = {
-                let mut queue = lock(&self.queue);
-                (queue.open(job.id).cloned(), queue.message(job.id).is_some())
-            };
-            let mut job = job;
-            let Some(message) = opened else {
-                if waits {
-                    // It is being withdrawn; if that comes to nothing it is delivered after all.
-                    lock(&reign.scheduler).add_later(key, job, self.now_ms() + PASSED_OVER_MS);
-                }
-                continue;
-            };
-            let pending: Vec<u16> = message.pending().collect();
-            job.recipients.retain(|n| pending.contains(n) && !self.settler.is_under_way(job.id, *n));
-            if job.recipients.is_empty() {
-                continue;
-            }
             self.open.fetch_add(1, Ordering::SeqCst);
-            lock(&self.in_transaction).insert(job.id);
             let means =
                 Means { cluster: &self.cluster, term: reign.term, reply_timeout: self.dialer.reply_timeout };
             let started = clock::now();
@@ -409,27 +492,25 @@ impl Delivery {
             setup = Duration::ZERO;
             let host = &connection.host;
             let relay = format!("{}[{}]:{}", host.name, host.address.ip(), host.address.port());
-            let lost = match end {
+            let good = match end {
                 End::Untried => {
-                    lock(&self.in_transaction).remove(&job.id);
-                    lock(&reign.scheduler).give_back(key, job);
-                    self.open.fetch_sub(1, Ordering::SeqCst);
-                    return; // the destination waits for data that will not come: the connection is of no use
+                    // It left the queue, or this node may not deliver now; the destination waits for data that will not come.
+                    self.put_back(reign, key, job, Some(self.now_ms() + PASSED_OVER_MS));
+                    false
                 }
                 End::Done(outcomes) => {
                     lock(&reign.scheduler).reached(key);
                     self.conclude(reign, key, &message, job, outcomes, number, &relay, times).await;
-                    None
+                    true
                 }
-                End::Lost(outcomes, why) => {
+                End::Lost(outcomes) => {
+                    lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
                     self.conclude(reign, key, &message, job, outcomes, number, &relay, times).await;
-                    Some(why)
+                    false
                 }
             };
-            lock(&self.in_transaction).remove(&message.id);
             self.open.fetch_sub(1, Ordering::SeqCst);
-            if lost.is_some() {
-                lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
+            if !good {
                 return;
             }
         }
@@ -449,15 +530,18 @@ impl Delivery {
         times: (Duration, Duration),
     ) {
         self.log_outcomes(message, &outcomes, number, relay, times);
-        let put_off: Vec<u16> =
-            outcomes.iter().filter(|o| o.fate == Fate::Deferred).map(|o| o.recipient).collect();
+        let (put_off, ended): (Vec<&Outcome>, Vec<&Outcome>) =
+            outcomes.iter().partition(|o| o.fate == Fate::Deferred);
+        let (put_off, ended): (Vec<u16>, Vec<u16>) =
+            (put_off.iter().map(|o| o.recipient).collect(), ended.iter().map(|o| o.recipient).collect());
+        // Under way first, let go then: at no moment may somebody else take them.
+        self.settle_with_notice(message, outcomes, number, Some(relay)).await;
+        self.let_go(message.id, &ended);
         if !put_off.is_empty() {
             let attempts = job.attempts + 1;
             let at = self.now_ms() + self.settings.retry.pause_ms(attempts, clock::random());
-            let job = Job { id: message.id, recipients: put_off, attempts };
-            lock(&reign.scheduler).add_later(key, job, at);
+            self.put_back(reign, key, Job { id: message.id, recipients: put_off, attempts }, Some(at));
         }
-        self.settle_with_notice(message, outcomes, number, Some(relay)).await;
     }
 
     fn log_outcomes(
@@ -471,9 +555,15 @@ impl Delivery {
         let total = clock::unix_s().saturating_sub(message.envelope.arrival_unix_s) as f64;
         let (c, d) = (setup.as_secs_f64(), transfer.as_secs_f64());
         let waited = (total - c - d).max(0.0);
-        let lines: Vec<(Service, String)> = outcomes
-            .iter()
-            .map(|o| {
+        let activation = format!(
+            "{}: from=<{}>, size={}, nrcpt={} (queue active)",
+            message.id,
+            message.envelope.sender,
+            message.size,
+            message.envelope.recipients.len()
+        );
+        let lines: Vec<(Service, String)> = std::iter::once((Service::Qmgr, activation))
+            .chain(outcomes.iter().map(|o| {
                 let address = &message.envelope.recipients[o.recipient as usize].address;
                 let word = match o.fate {
                     Fate::Delivered => "sent",
@@ -492,7 +582,7 @@ impl Delivery {
                     waited + c + d
                 );
                 (Service::Smtp, line)
-            })
+            }))
             .collect();
         self.log.write(number, &lines);
     }
@@ -557,55 +647,45 @@ impl Delivery {
 
     /// A destination that could not be reached: one line for the message that was its probe; all of them wait.
     async fn not_reached(&self, reign: &Reign, key: &Key, number: u64, why: &str) {
-        let now = self.now_ms();
-        let probe = {
-            let mut scheduler = lock(&reign.scheduler);
-            scheduler.not_reached(key, now, clock::random());
-            scheduler.take(key)
-        };
-        let Some(mut job) = probe else { return };
-        let message = lock(&self.queue).message(job.id).cloned();
-        if let Some(message) = message {
-            let outcomes: Vec<Outcome> = job
-                .recipients
-                .iter()
-                .map(|r| Outcome { id: job.id, recipient: *r, fate: Fate::Deferred, reply: why.into() })
-                .collect();
-            self.log_outcomes(&message, &outcomes, number, "none", Default::default());
-            self.settler.settle(Settlement { outcomes, notice: None }).await;
-            job.attempts += 1;
-            lock(&reign.scheduler).give_back(key, job);
-        }
+        lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
+        let Some((message, mut job)) = self.take(reign, key) else { return };
+        let outcomes = outcomes_of(&job, Fate::Deferred, why);
+        self.log_outcomes(&message, &outcomes, number, "none", Default::default());
+        self.settler.settle(Settlement { outcomes, notice: None }).await;
+        job.attempts += 1;
+        self.put_back(reign, key, job, None);
     }
 
-    /// A domain that takes no mail: everything for it fails at once.
+    /// A domain that takes no mail: everything for it fails at once. To say so takes the right to deliver.
     async fn no_such_destination(&self, reign: &Reign, key: &Key, number: u64, why: &str) {
-        loop {
-            let job = lock(&reign.scheduler).take(key);
-            let Some(job) = job else { return };
-            let Some(message) = lock(&self.queue).open(job.id).cloned() else { continue };
-            let outcomes: Vec<Outcome> = job
-                .recipients
-                .iter()
-                .map(|r| Outcome { id: job.id, recipient: *r, fate: Fate::Failed, reply: why.into() })
-                .collect();
+        while self.cluster.permit().is_some_and(|p| p.term() == reign.term) {
+            let Some((message, job)) = self.take(reign, key) else { return };
+            let outcomes = outcomes_of(&job, Fate::Failed, why);
             self.log_outcomes(&message, &outcomes, number, "none", Default::default());
             self.settle_with_notice(&message, outcomes, number, None).await;
+            self.let_go(job.id, &job.recipients);
         }
+        lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
     }
 
-    /// Gives up what is older than its lifetime, by cluster time, unless a transaction of it is open.
-    async fn expire(&self, now: Tick, expiring: &mut BTreeSet<MessageId>) {
+    /// Gives up what is older than its lifetime, by cluster time, unless a connection has it in hand. Goes on after `from` at
+    /// the next call, so that mail with a long lifetime never hides mail with a short one.
+    async fn expire(&self, term: Term, now: Tick, from: &mut Option<MessageId>) {
+        if self.cluster.permit().is_none_or(|p| p.term() != term) {
+            return;
+        }
         let mut old = Vec::new();
         {
             let mut queue = lock(&self.queue);
-            expiring.retain(|id| queue.message(*id).is_some());
             let shortest = queue.routes().values().filter_map(|r| r.lifetime_ms).min();
             let shortest = shortest.unwrap_or(u64::MAX).min(self.settings.lifetime_ms);
+            let mut in_hand = lock(&self.in_hand);
+            let mut last = None;
             // Ids sort by birth, so the old ones stand first.
-            let candidates = queue.messages().take_while(|m| is_expired(m.id.born(), shortest, now));
-            let busy = lock(&self.in_transaction);
-            for message in candidates.take(EXPIRY_LOOK_MAX).filter(|m| !busy.contains(&m.id)) {
+            let candidates =
+                queue.messages_after(*from).take_while(|m| is_expired(m.id.born(), shortest, now));
+            for (n, message) in candidates.take(EXPIRY_LOOK_MAX).enumerate() {
+                last = Some(message.id).filter(|_| n + 1 == EXPIRY_LOOK_MAX);
                 let outcomes: Vec<Outcome> = message
                     .pending()
                     .filter(|n| {
@@ -614,6 +694,7 @@ impl Delivery {
                         let lifetime = own.unwrap_or(self.settings.lifetime_ms);
                         is_expired(message.id.born(), lifetime, now)
                             && !self.settler.is_under_way(message.id, *n)
+                            && !in_hand.contains(&(message.id, *n))
                     })
                     .map(|recipient| {
                         let last = &message.envelope.recipients[recipient as usize].last_reply;
@@ -621,10 +702,12 @@ impl Delivery {
                         Outcome { id: message.id, recipient, fate: Fate::Expired, reply: reply.into() }
                     })
                     .collect();
-                if !outcomes.is_empty() && expiring.insert(message.id) {
+                if !outcomes.is_empty() {
+                    in_hand.extend(outcomes.iter().map(|o| (o.id, o.recipient)));
                     old.push((message.clone(), outcomes));
                 }
             }
+            *from = last;
             for (message, _) in &old {
                 queue.open(message.id);
             }
@@ -635,7 +718,9 @@ impl Delivery {
                 "{}: from=<{}>, status=expired, returned to sender",
                 message.id, message.envelope.sender
             );
+            let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
             self.settle_with_notice(&message, outcomes, 0, None).await;
+            self.let_go(message.id, &recipients);
             self.log.line(0, Service::Qmgr, line);
         }
     }

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_cluster::{Cluster, Fence};
+use holdfast_cluster::{Cluster, Fence, ProposeError};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::clock;
 use crate::queue::MessageId;
-use crate::queue::command::{Command, Notice, Outcome};
+use crate::queue::command::{Command, Fate, Notice, Outcome};
 
 /// Results wait this long for company.
 const GATHER: Duration = Duration::from_millis(5);
@@ -23,6 +23,8 @@ const OUTCOMES_MAX: usize = 512;
 const PROPOSALS_MAX: usize = 8;
 /// Results that wait; a worker with more waits with them.
 const QUEUE_MAX: usize = 4096;
+/// Longest reply that is kept of a destination, characters.
+const REPLY_CHARS_MAX: usize = 500;
 /// One try at proposing.
 const TRY: Duration = Duration::from_secs(10);
 
@@ -49,17 +51,22 @@ impl Settler {
     }
 
     /// Brings results under way.
-    pub(super) async fn settle(&self, settlement: Settlement) {
+    pub(super) async fn settle(&self, mut settlement: Settlement) {
+        for outcome in &mut settlement.outcomes {
+            if let Some((at, _)) = outcome.reply.char_indices().nth(REPLY_CHARS_MAX) {
+                outcome.reply.truncate(at);
+            }
+        }
         {
             let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            under_way.extend(settlement.outcomes.iter().map(|o| (o.id, o.recipient)));
+            under_way.extend(final_ones(&settlement.outcomes));
         }
         if self.queue.send(settlement).await.is_err() {
             tracing::error!("the settler has ended; results are lost, and mail may be sent twice");
         }
     }
 
-    /// Whether a result of this recipient is not yet committed.
+    /// Whether a result that ends this recipient's story is not yet committed.
     pub(super) fn is_under_way(&self, id: MessageId, recipient: u16) -> bool {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains(&(id, recipient))
     }
@@ -68,6 +75,11 @@ impl Settler {
     pub(super) fn count(&self) -> usize {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
+}
+
+/// Recipients whose story the outcomes end. A deferral ends nothing: its job waits for its time, whatever is committed when.
+fn final_ones(outcomes: &[Outcome]) -> impl Iterator<Item = (MessageId, u16)> + '_ {
+    outcomes.iter().filter(|o| o.fate != Fate::Deferred).map(|o| (o.id, o.recipient))
 }
 
 type UnderWay = Arc<Mutex<BTreeSet<(MessageId, u16)>>>;
@@ -102,7 +114,7 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let (cluster, under_way) = (cluster.clone(), under_way.clone());
             tokio::spawn(async move {
-                let names: Vec<(MessageId, u16)> = outcomes.iter().map(|o| (o.id, o.recipient)).collect();
+                let names: BTreeSet<(MessageId, u16)> = final_ones(&outcomes).collect();
                 let command: Bytes = Command::Settle { outcomes, notice }.encode().into();
                 loop {
                     let deadline = clock::after(TRY);
@@ -110,6 +122,11 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
                         cluster.propose(command.clone(), octets.clone(), Fence::Any, false, deadline).await;
                     match proposed {
                         Ok(_) => break,
+                        Err(ProposeError::TooLarge) => {
+                            // The bounds above exclude it; to try again would only stop what comes after.
+                            tracing::error!(results = names.len(), "results are larger than an entry");
+                            break;
+                        }
                         Err(e) => tracing::warn!(error = %e, results = names.len(), "settling; trying again"),
                     }
                 }

@@ -28,7 +28,7 @@ pub(super) enum End {
     /// Each recipient has an outcome, and the connection is good for the next message.
     Done(Vec<Outcome>),
     /// Each recipient has an outcome, and the connection is not good any more.
-    Lost(Vec<Outcome>, Broken),
+    Lost(Vec<Outcome>),
     /// The message was not tried: it left the queue, or this node may not deliver now.
     Untried,
 }
@@ -55,11 +55,11 @@ pub(super) async fn run(means: &Means<'_>, c: &mut Connection, message: &Message
         Err(Stop::Untried) if outcomes.is_empty() => End::Untried,
         Err(Stop::Untried) => {
             outcomes.extend(open.map(|r| outcome(message, r, Fate::Deferred, "4.3.2 not tried")));
-            End::Lost(outcomes, Broken("4.3.2 this node may not deliver now".into()))
+            End::Lost(outcomes)
         }
         Err(Stop::Broken(why)) => {
             outcomes.extend(open.map(|r| outcome(message, r, Fate::Deferred, &why.0)));
-            End::Lost(outcomes, why)
+            End::Lost(outcomes)
         }
     }
 }

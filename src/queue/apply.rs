@@ -30,7 +30,7 @@ pub const PIECE_BYTES_MAX: u64 = 4 << 30;
 pub enum Change {
     /// A message came into the queue.
     Added(MessageId),
-    /// A message left it.
+    /// A message left it, settled.
     Left(MessageId),
     /// Routes changed.
     Routes,
@@ -96,20 +96,26 @@ impl Queue {
         &self.tables.routes
     }
 
-    /// The route of a domain: its own, else that of the nearest `.parent`, else `*`.
+    /// The route of a domain.
     pub fn route(&self, domain: &str) -> Option<&Route> {
+        self.route_entry(domain).map(|(_, route)| route)
+    }
+
+    /// The route of a domain with the name it stands under: its own, else that of the nearest `.parent`, else `*`.
+    pub fn route_entry(&self, domain: &str) -> Option<(&str, &Route)> {
         let routes = &self.tables.routes;
-        if let Some(route) = routes.get(domain) {
-            return Some(route);
+        let entry = |name: &str| routes.get_key_value(name).map(|(name, route)| (name.as_str(), route));
+        if let Some(found) = entry(domain) {
+            return Some(found);
         }
         let mut rest = domain;
         while let Some(at) = rest.find('.') {
-            if let Some(route) = routes.get(&rest[at..]) {
-                return Some(route);
+            if let Some(found) = entry(&rest[at..]) {
+                return Some(found);
             }
             rest = &rest[at + 1..];
         }
-        routes.get("*")
+        entry("*")
     }
 
     /// Begins to keep a journal of changes: this node leads and schedules from now on.
@@ -174,7 +180,13 @@ impl Queue {
             self.gone.push(id.0);
         }
         self.opened.remove(&id);
-        self.note(Change::Left(id));
+    }
+
+    /// Tells the scheduler of a message again: a connection of an earlier term has let go of it.
+    pub fn reschedule(&mut self, id: MessageId) {
+        if self.messages.contains_key(&id) {
+            self.note(Change::Added(id));
+        }
     }
 
     fn drop_pieces(&mut self, id: MessageId, erase: &mut Vec<LogIndex>) {
@@ -287,6 +299,8 @@ impl Queue {
             None => match self.tables.window.get(&id) {
                 Some(true) => return Answer::Withdrawn,
                 Some(false) => return Answer::Stands,
+                // It may have been accepted, handed off and forgotten: nothing can be said of it.
+                None if self.known(id) == Some(Answer::TooOld) => return Answer::TooOld,
                 None => self.drop_pieces(id, erase),
             },
         }
@@ -326,6 +340,7 @@ impl Queue {
             if self.messages[&outcome.id].pending().next().is_none() {
                 self.leave(outcome.id, erase);
                 self.tables.window.insert(outcome.id, false);
+                self.note(Change::Left(outcome.id));
             }
         }
         match notice {

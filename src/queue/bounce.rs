@@ -6,6 +6,9 @@ use super::message::{Message, MessageId};
 /// Octets of the original header that a notice carries at the most.
 pub const HEADER_BYTES_MAX: usize = 32 << 10;
 
+/// Recipients that a notice names one by one; of the rest it tells the number.
+pub const RECIPIENTS_NAMED_MAX: usize = 50;
+
 /// A recipient that the notice is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -41,6 +44,8 @@ pub fn notice(
     original: &[u8],
 ) -> Vec<u8> {
     let Setting { id, hostname, date, arrival } = setting;
+    let more = failures.len().saturating_sub(RECIPIENTS_NAMED_MAX);
+    let failures = &failures[..failures.len() - more];
     let boundary = format!("{id}.{}/{hostname}", message.id);
     let mut out = format!(
         "Date: {date}\r\nFrom: Mail Delivery System <MAILER-DAEMON@{hostname}>\r\nTo: <{to}>\r\n\
@@ -55,6 +60,9 @@ pub fn notice(
     );
     for f in failures {
         out += &format!("<{}>:\r\n    {}\r\n\r\n", f.address, fold(&f.reply));
+    }
+    if more > 0 {
+        out += &format!("... and {more} more recipients.\r\n\r\n");
     }
     out += &format!(
         "--{boundary}\r\nContent-Description: Delivery report\r\nContent-Type: message/delivery-status\r\n\r\n\

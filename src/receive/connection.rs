@@ -38,6 +38,8 @@ const MEMORY_STEP_BYTES: usize = 32 << 10;
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// More `Received` headers than this mean a loop (RFC 5321 §6.3).
 const HOPS_MAX: usize = 100;
+/// A client that sends data more slowly than this, after the time it may be silent, is let go.
+const BYTES_PER_SECOND_MIN: u64 = 1024;
 /// Shaking hands and sending replies.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
@@ -83,8 +85,7 @@ impl World for Here<'_> {
     fn recipient(&self, domain: &str) -> Result<(), Refusal> {
         let routed = {
             let queue = self.shared.intake.queue();
-            let star = queue.routes().get("*");
-            queue.route(domain).is_some_and(|route| star != Some(route))
+            queue.route_entry(domain).is_some_and(|(key, _)| key != "*")
         };
         policy::recipient(self.peer.ip(), &self.shared.relay_networks, routed)
     }
@@ -352,6 +353,16 @@ async fn data(
                     ),
                 ];
                 shared.log.write(client.number, &lines);
+            } else {
+                let said = reply(&verdict, id)
+                    .map_or("closed without a reply".into(), |r| format!("{} {}", r.code(), clean(r.text())));
+                let text = format!(
+                    "NOQUEUE: reject: END-OF-MESSAGE from unknown[{}]: {said}; from=<{}> proto=ESMTP helo=<{}>",
+                    client.peer.ip(),
+                    transaction.sender,
+                    clean(&transaction.helo.0)
+                );
+                shared.log.line(client.number, Service::Smtpd, text);
             }
             Ok(reply(&verdict, id))
         }
@@ -441,19 +452,26 @@ impl Incoming {
 
     async fn receive(&mut self, shared: &Shared, client: &mut Client) -> Result<Received, String> {
         let mut in_flight = FuturesOrdered::new();
+        let began = clock::now();
         loop {
+            if began.elapsed() > shared.idle_timeout + Duration::from_secs(self.size / BYTES_PER_SECOND_MIN) {
+                return Err("data comes too slowly".into());
+            }
             let before = self.octets.len();
             let (done, used) = self.decoder.read(&client.buffer, &mut self.octets);
             drop(client.buffer.split_to(used));
             self.size += (self.octets.len() - before) as u64;
             self.limit(shared).await;
+            if done || self.octets.len() > PIECE_BYTES {
+                self.look();
+                self.begin(shared); // the trace header counts before the message is cut
+            }
             while self.octets.len() > PIECE_BYTES && self.refused.is_none() {
                 if in_flight.len() >= PIECES_IN_FLIGHT_MAX {
                     let sent = in_flight.next().await.expect("not empty");
                     self.note_piece(sent);
                     continue;
                 }
-                self.look();
                 let id = self.begin(shared);
                 let rest = self.octets.split_off(PIECE_BYTES);
                 let piece = Bytes::from(std::mem::replace(&mut self.octets, rest));
@@ -529,6 +547,7 @@ impl Incoming {
         }
         if self.refused.is_some() {
             self.octets.clear();
+            self.held = Held { permits: Vec::new(), bytes: 0 };
         }
     }
 

@@ -129,7 +129,7 @@ impl Intake {
         match proposed {
             Ok(p) => Said::Answer(Answer::decode(&p.outcome), p.receipt),
             Err(ProposeError::Refused(outcome)) => Said::Answer(Answer::decode(&outcome), None),
-            Err(ProposeError::NotTaken) => Said::NotTaken,
+            Err(ProposeError::NotTaken | ProposeError::TooLarge) => Said::NotTaken,
             Err(ProposeError::OutcomeUnknown) => Said::Unknown,
         }
     }

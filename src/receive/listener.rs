@@ -34,6 +34,11 @@ impl Limits {
         }
     }
 
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     fn enter(&self, address: IpAddr) -> bool {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let count = clients.entry(address).or_default();

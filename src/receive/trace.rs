@@ -75,7 +75,7 @@ pub fn message_id(message: &[u8]) -> String {
             return printable.take(200).map(|b| *b as char).collect();
         }
     }
-    String::new()
+    "<>".into()
 }
 
 #[cfg(test)]

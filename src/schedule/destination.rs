@@ -27,6 +27,8 @@ pub(super) struct Destination {
     pub(super) ready: VecDeque<Job>,
     /// Connections that are open or being opened.
     pub(super) open: usize,
+    /// Those of them that wait for a job.
+    pub(super) idle: usize,
     limit: usize,
     failures: u32,
     probe_at_ms: Option<u64>,
@@ -37,6 +39,7 @@ impl Destination {
         Destination {
             ready: VecDeque::new(),
             open: 0,
+            idle: 0,
             limit: pace.connections_initial.clamp(1, pace.connections_max),
             failures: 0,
             probe_at_ms: None,
@@ -48,7 +51,8 @@ impl Destination {
         match self.probe_at_ms {
             _ if self.ready.is_empty() => false,
             Some(at) => self.open == 0 && now_ms >= at,
-            None => self.open < self.limit.min(self.ready.len().div_ceil(4).max(1)),
+            // One that waits takes the next job; one that is being opened counts as busy, and is not overtaken.
+            None => self.open < self.limit && self.ready.len() > self.idle,
         }
     }
 

@@ -77,15 +77,31 @@ impl Scheduler {
         self.later.insert((at_ms, self.count), (key.clone(), job));
     }
 
-    /// Makes jobs ready whose time has come.
-    pub fn advance(&mut self, now_ms: u64) {
+    /// Makes jobs ready whose time has come; whether there were any.
+    pub fn advance(&mut self, now_ms: u64) -> bool {
+        let mut any = false;
         while let Some((at, _)) = self.later.first_key_value()
             && at.0 <= now_ms
         {
             if let Some((_, (key, job))) = self.later.pop_first() {
                 self.add(&key, job);
+                any = true;
             }
         }
+        any
+    }
+
+    /// Forgets all jobs; connections and the state of destinations stay.
+    pub fn clear_jobs(&mut self) {
+        self.later.clear();
+        self.turns.clear();
+        self.destinations.values_mut().for_each(|d| d.ready.clear());
+    }
+
+    /// A connection begins or ends to wait for a job.
+    pub fn idle(&mut self, key: &Key, waits: bool) {
+        let destination = self.destination(key);
+        destination.idle = if waits { destination.idle + 1 } else { destination.idle.saturating_sub(1) };
     }
 
     /// The next destination to open a connection to, which counts as open from here on.

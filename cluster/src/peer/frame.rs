@@ -76,6 +76,7 @@ pub(crate) enum Request {
         command: u32,
         term: Option<Term>,
         placed: bool,
+        left_ms: u64,
     },
     Past,
     Prepare,

@@ -1,6 +1,8 @@
 //! Answering peers.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -22,7 +24,7 @@ use super::tls::is_node;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::codec::entry_from_stored;
-use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, REQUEST, REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
 use crate::snapshot::{Contents, Manifest};
 use crate::types::{Proposal, Raft, Snapshot, SnapshotMeta, log_id, position, raft_vote, stored_vote};
@@ -203,7 +205,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                 Err(e) => failed(&e),
             }
         }
-        Request::Propose { command, term, placed } => {
+        Request::Propose { command, term, placed, left_ms } => {
             let command_bytes = command as usize;
             if command_bytes > crate::COMMAND_BYTES_MAX.min(raw.len())
                 || raw.len() - command_bytes > crate::BODY_BYTES_MAX
@@ -213,7 +215,8 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             let command = Bytes::copy_from_slice(&raw[..command_bytes]);
             let body = Bytes::copy_from_slice(&raw[command_bytes..]);
             let fence = term.map_or(Fence::Any, Fence::Term);
-            match cluster.propose_here(Proposal { command, body }, fence, placed).await {
+            let left = Duration::from_millis(left_ms).min(PROPOSAL_MAX);
+            match cluster.propose_here(Proposal { command, body }, fence, placed, left).await {
                 Here::Done(p) => {
                     let nodes = p.receipt.iter().flat_map(|r| r.nodes()).map(|(id, _)| *id).collect();
                     (Answer::Proposed { at: p.at, nodes }, p.outcome.into())
@@ -242,6 +245,9 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
 async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) -> (Answer, Bytes) {
     if clock::now() < cluster.inner.votes_from {
         return (Answer::Failed("just started: it has forgotten what it promised".into()), Bytes::new());
+    }
+    if cluster.inner.abstain.load(Ordering::Relaxed) {
+        return (Answer::Failed("it may have lost what it promised".into()), Bytes::new());
     }
     let mut request = VoteRequest::new(raft_vote(&r.vote), r.last.map(log_id));
     request.leadership_transfer = r.transfer;

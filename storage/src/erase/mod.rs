@@ -103,7 +103,8 @@ impl Eraser {
             if !state.dying.is_empty() {
                 return Ok(());
             }
-            for (id, segment) in state.segments.iter().filter(|(id, s)| **id != active && s.live == 0) {
+            let idle = |id: &SegmentId, live: u64| *id != active && live == 0 && !state.pending.contains(id);
+            for (id, segment) in state.segments.iter().filter(|(id, s)| idle(id, s.live)) {
                 empty.push(*id);
                 for named in segment.intents_for.iter().filter(|named| *named != id) {
                     if let Some(other) = state.segments.get(named) {
@@ -121,9 +122,8 @@ impl Eraser {
         if empty.is_empty() {
             return Ok(());
         }
-        if !say_again.is_empty() {
-            self.write(say_again)?;
-        }
+        // Also without records this waits for what stands before it: the floor or the truncation that emptied the segments.
+        self.write(say_again)?;
         for id in empty {
             let io = |e: std::io::Error| format!("recycling segment {id}: {e}");
             if let Some((slot, file)) = self.inner.retire(id).map_err(io)? {

@@ -98,6 +98,21 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
         let size = superblock.contents.segment_bytes;
         super::segment::zero_from(&**file, from as u64, size).map_err(io("cutting a torn tail"))?;
     }
+    // What was read may stand in the page cache alone: after a kill between write and sync, or after a failed sync, which
+    // leaves pages clean that were never written. It is written again and synced before anybody is told of it.
+    for (id, segment) in state.segments.range(scanned.mark.0..) {
+        let from = if *id == scanned.mark.0 { scanned.mark.1 as u64 / BLOCK_BYTES * BLOCK_BYTES } else { 0 };
+        let end = if *id == scanned.end.0 { scanned.end.1 } else { segment.end } as u64;
+        if from < end {
+            let mut bytes = vec![0; (end - from) as usize];
+            let again = segment
+                .file
+                .read_at(&mut bytes, from)
+                .and_then(|()| segment.file.write_at(&bytes, from))
+                .and_then(|()| segment.file.sync_data());
+            again.map_err(io("syncing the tail again"))?;
+        }
+    }
     let redo = std::mem::take(&mut scanned.redo);
     for (id, ranges) in &redo {
         overwrite(&*state.segments[id].file, ranges).map_err(io("erasing again after a crash"))?;
@@ -125,16 +140,14 @@ fn create_directory(
     segment_bytes: u64,
 ) -> Result<Superblock, OpenError> {
     let io = |error| OpenError::Io { what: format!("creating a data directory in {}", disk.name()), error };
-    // A start that was cut short before the superblock stood leaves segment 0 and nothing else.
-    for name in disk.list().map_err(io)? {
-        match slot_of(&name) {
-            Some(0) => disk.remove(&name).map_err(io)?,
-            Some(_) => {
-                let why = "segments stand here without a superblock".into();
-                return Err(OpenError::Damaged { at: disk.name(), why });
-            }
-            None => {}
+    // A start that was cut short before the superblock stood leaves segment 0, all zeros, and nothing else. Whatever holds
+    // an octet is somebody's log.
+    for name in disk.list().map_err(io)?.into_iter().filter(|name| slot_of(name).is_some()) {
+        if slot_of(&name) != Some(0) || !is_zero(disk, &name).map_err(io)? {
+            let why = format!("{name} stands here without a superblock");
+            return Err(OpenError::Damaged { at: disk.name(), why });
         }
+        disk.remove(&name).map_err(io)?;
     }
     let segment_bytes =
         segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
@@ -151,11 +164,29 @@ fn create_directory(
     Superblock::create(disk, contents).map_err(io)
 }
 
+/// Whether a file holds nothing but zeros, however long it is.
+fn is_zero(disk: &dyn Disk, name: &str) -> std::io::Result<bool> {
+    let file = disk.open(name)?;
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    for n in 0.. {
+        match file.read_at(&mut block, n * BLOCK_BYTES) {
+            Ok(()) if block.iter().any(|b| *b != 0) => return Ok(false),
+            Ok(()) => {}
+            // Shorter than a block: a file that was being created.
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(true),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(true)
+}
+
 /// All records of all segments in order, judged.
 struct Scanned {
     records: Vec<Found>,
     /// Where the log ends: the newest segment and its next free block.
     end: (SegmentId, u32),
+    /// Known to be synced up to here.
+    mark: (SegmentId, u32),
     /// A torn or ambiguous tail to be zeroed.
     cut: Option<(SegmentId, u32)>,
     ambiguous: bool,
@@ -188,8 +219,14 @@ fn scan_all(disk: &dyn Disk, superblock: &Superblock, state: &mut LogState) -> R
         intents.entry(intent.segment).or_default().extend(intent.ranges);
     }
     intents.values_mut().for_each(plan::merge);
-    let mut scanned =
-        Scanned { records: Vec::new(), end: (newest, 0), cut: None, ambiguous: false, redo: BTreeMap::new() };
+    let mut scanned = Scanned {
+        records: Vec::new(),
+        end: (newest, 0),
+        mark,
+        cut: None,
+        ambiguous: false,
+        redo: BTreeMap::new(),
+    };
     let none = Vec::new();
     for (id, mut scan) in scans {
         let erased = intents.get(&id).unwrap_or(&none);
@@ -280,8 +317,11 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
             }
             Kind::Truncate => {
                 written.next = written.next.min(index.0);
-                for index in log.split_off(&index).into_keys() {
-                    dead.extend(bodies.remove(&index).map(|location| (index, location)));
+                for (index, (_, own)) in log.split_off(&index) {
+                    // A body that was fetched under this index is another one, and stays.
+                    if bodies.get(&index) == Some(&own) {
+                        dead.extend(bodies.remove(&index).map(|location| (index, location)));
+                    }
                 }
             }
             Kind::Entry | Kind::Body => {

@@ -261,17 +261,18 @@ impl Log {
 
     /// Voids all entries from `from` on. Returns once queued in order; what is appended next follows `from`.
     pub fn truncate_from(&self, from: LogIndex) {
-        self.inner.state().truncate_from(from);
+        // Queued before the state changes, so that nothing that follows from it can be written first.
         let at = LogPosition { index: from, ..LogPosition::default() };
         let record = Record { at, ..Record::of(Kind::Truncate, Vec::new()) };
         self.send(Request { records: vec![(record, Note::None)], done: None });
+        self.inner.state().truncate_from(from);
     }
 
     /// Raises the floor: entries up to `floor` are no longer asked for. Live bodies stay.
     pub fn purge(&self, floor: LogPosition) {
-        self.inner.state().purge(floor);
         let record = Record { at: floor, ..Record::of(Kind::Floor, Vec::new()) };
         self.send(Request { records: vec![(record, Note::None)], done: None });
+        self.inner.state().purge(floor);
     }
 
     /// Writes a checkpoint; `done` runs when a restart would fold from it.
@@ -347,9 +348,14 @@ impl Log {
         self.inner.state().vote
     }
 
-    /// The last position that was said to be committed.
+    /// The last position that was said to be committed, if the log has exactly that entry: it may have been written ahead
+    /// of the entry, and another one may stand in its place.
     pub fn committed(&self) -> Option<LogPosition> {
-        self.inner.state().committed
+        let state = self.inner.state();
+        let at = state.committed?;
+        let below = state.floor.is_some_and(|floor| at.index <= floor.index);
+        let same = state.slot(at.index).is_some_and(|slot| slot.term == at.term);
+        (below || same).then_some(at)
     }
 
     /// The last purged position.

@@ -58,8 +58,14 @@ impl Log {
             .map(|(at, source)| match source {
                 Source::Memory(head, body) => Ok(Entry { at, head, body }),
                 Source::Disk { file, location, body } => {
-                    let (head, read) = read(&*file, location, at, body)?;
-                    Ok(Entry { at, head, body: read })
+                    let found = match read(&*file, location, at, body) {
+                        // Erased between looking and reading.
+                        Err(ReadError::Damaged { .. }) if body && !self.is_live(at.index, location) => {
+                            read(&*file, location, at, false)
+                        }
+                        found => found,
+                    };
+                    found.map(|(head, body)| Entry { at, head, body })
                 }
             })
             .collect()
@@ -93,7 +99,15 @@ impl Log {
             (segment.file.clone(), location)
         };
         let at = LogPosition { term: Term(0), index };
-        read(&*file, location, at, true).map(|(_, body)| body)
+        match read(&*file, location, at, true) {
+            Err(ReadError::Damaged { .. }) if !self.is_live(index, location) => Err(ReadError::Absent(index)),
+            found => found.map(|(_, body)| body),
+        }
+    }
+
+    /// Whether the body at a place is still live.
+    fn is_live(&self, index: LogIndex, location: Location) -> bool {
+        self.inner.state().bodies.get(&index).is_some_and(|(_, place)| *place == Some(location))
     }
 }
 

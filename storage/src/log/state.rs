@@ -105,6 +105,8 @@ pub(crate) struct LogState {
     pub(crate) tables: Vec<SegmentId>,
     /// Number of the newest checkpoint that was begun.
     pub(crate) checkpoint: u64,
+    /// Segments with records of a checkpoint that is not complete yet: they are kept whatever else is in them.
+    pub(crate) pending: BTreeSet<SegmentId>,
     /// Numbers of checkpoints that a crash cut short.
     pub(crate) void: BTreeSet<u64>,
     pub(crate) dying: Vec<Dying>,
@@ -166,8 +168,11 @@ impl LogState {
             cached: Some((entry.head.clone(), entry.body.clone())),
         });
         if !entry.body.is_empty() {
-            // A body of the same index can be left from a truncation only; truncate_from removed it.
-            self.bodies.insert(entry.at.index, (ticket, None));
+            // A body of the same index can be there already if it was fetched for a snapshot that was not installed.
+            let older = self.bodies.insert(entry.at.index, (ticket, None));
+            if let Some((_, Some(location))) = older {
+                self.dying.push(Dying { index: entry.at.index, location, since: clock::now() });
+            }
         }
         ticket
     }
@@ -223,7 +228,11 @@ impl LogState {
     pub(crate) fn truncate_from(&mut self, from: LogIndex) {
         while !self.slots.is_empty() && self.first + self.slots.len() as u64 > from.0 {
             let index = LogIndex(self.first + self.slots.len() as u64 - 1);
-            self.kill_body(index);
+            let own = self.slots.back().map(|slot| slot.ticket);
+            // A body that was fetched under this index is another one, and stays.
+            if self.bodies.get(&index).map(|(ticket, _)| *ticket) == own {
+                self.kill_body(index);
+            }
             let slot = self.slots.pop_back().expect("not empty");
             self.forget_slot(&slot);
         }
@@ -305,6 +314,7 @@ impl LogState {
         for old in std::mem::replace(&mut self.tables, tables) {
             self.drop_live(old, 0);
         }
+        self.pending.clear();
     }
 
     /// Tombstones stand in another segment now.

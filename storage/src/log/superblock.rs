@@ -16,6 +16,7 @@ use crate::limits::SUPERBLOCK_COPY_BYTES;
 use crate::position::SegmentId;
 
 const NAME: &str = "superblock";
+const UNFINISHED: &str = "superblock.new";
 const MAGIC: [u8; 4] = *b"HFSB";
 const VERSION: u8 = 1;
 const PREFIX_BYTES: usize = 16;
@@ -44,10 +45,15 @@ pub(crate) struct Superblock {
 impl Superblock {
     /// Creates the superblock of an empty directory, durably.
     pub(crate) fn create(disk: &dyn Disk, contents: Contents) -> std::io::Result<Superblock> {
-        let file = disk.create(NAME)?;
+        // Made under another name, so that a superblock is there whole or not at all.
+        if disk.list()?.iter().any(|name| name == UNFINISHED) {
+            disk.remove(UNFINISHED)?;
+        }
+        let file = disk.create(UNFINISHED)?;
         file.write_at(&vec![0; 2 * SUPERBLOCK_COPY_BYTES as usize], 0)?;
         let mut superblock = Superblock { file, contents };
         superblock.store()?;
+        disk.rename(UNFINISHED, NAME)?;
         disk.sync_dir()?;
         Ok(superblock)
     }

@@ -191,14 +191,17 @@ impl Writer {
                         }
                     }
                     Note::Row { key, number } => {
+                        state.pending.insert(location.segment);
                         state.row_written(key, number, location.segment);
                         pending.rows.push((key, location.segment));
                     }
                     Note::Gone(keys) => {
+                        state.pending.insert(location.segment);
                         pending.gone.extend(keys.into_iter().map(|k| (k, location.segment)));
                     }
                     Note::GoneAgain(keys) => state.gone_again(keys, location.segment),
                     Note::Table { number } => {
+                        state.pending.insert(location.segment);
                         pending.tables.push(location.segment);
                         if let Some(segment) = state.segments.get_mut(&location.segment) {
                             segment.checkpoints.insert(number);
