@@ -155,6 +155,33 @@ mod tests {
         assert!(w.queue.message(id(51)).is_none(), "the same failure told again makes no second notice");
     }
 
+    /// A message that was accepted, handed off and forgotten is not said to be "certainly not kept".
+    #[test]
+    fn p6_a_withdrawal_of_what_is_forgotten_says_nothing() {
+        let mut w = World::new();
+        w.accept(1, 1);
+        w.settle(1, 0, Fate::Delivered, None);
+        w.apply(Command::Tick { now: Tick(1_000_001 + crate::queue::apply::WINDOW_MS) }, 0);
+        assert_eq!(w.apply(Command::Withdraw { id: id(1) }, 0), Answer::TooOld);
+    }
+
+    #[test]
+    fn a_route_is_known_by_its_name_and_not_by_its_value() {
+        let mut w = World::new();
+        let route = crate::queue::command::Route {
+            hosts: vec![("h".into(), 25)],
+            tls: Default::default(),
+            lifetime_ms: None,
+        };
+        for domain in ["*", "a.example", ".b.example"] {
+            w.apply(Command::Route { domain: domain.into(), route: Some(route.clone()) }, 0);
+        }
+        let name = |domain| w.queue.route_entry(domain).map(|(name, _)| name.to_string());
+        assert_eq!(name("a.example").as_deref(), Some("a.example"));
+        assert_eq!(name("x.b.example").as_deref(), Some(".b.example"));
+        assert_eq!(name("b.example").as_deref(), Some("*"));
+    }
+
     #[test]
     fn an_id_older_than_the_window_is_refused() {
         let mut w = World::new();

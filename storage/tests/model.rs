@@ -381,3 +381,122 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
         assert!(opened.is_err(), "offset {offset} bit {bit}: rot was taken for data");
     }
 }
+
+fn entry(index: u64, term: u64, body: &'static [u8]) -> Entry {
+    let at = LogPosition { term: Term(term), index: LogIndex(index) };
+    Entry { at, head: Bytes::from_static(b"h"), body: Bytes::from_static(body) }
+}
+
+fn append(log: &Log, entries: Vec<Entry>) {
+    let (tell, told) = channel();
+    log.append(entries, Box::new(move |r| drop(tell.send(r))));
+    told.recv().unwrap().unwrap();
+}
+
+/// P6, P7: a committed position that reached the disk before its entry does not commit another leader's entry in its place.
+#[test]
+fn p7_a_committed_position_counts_only_with_its_entry() {
+    let disk = SimDisk::new(3);
+    let (log, _) = open(&disk);
+    append(&log, (0..3).map(|n| entry(n, 4, b"")).collect());
+    log.save_committed(LogPosition { term: Term(5), index: LogIndex(2) });
+    append(&log, vec![entry(3, 4, b"")]);
+    drop(log);
+    let (log, _) = open(&disk);
+    assert_eq!(log.committed(), None, "entry 2 of term 4 was never said to be committed");
+    log.save_committed(LogPosition { term: Term(4), index: LogIndex(1) });
+    append(&log, vec![entry(4, 4, b"")]);
+    drop(log);
+    let (log, _) = open(&disk);
+    assert_eq!(log.committed(), Some(LogPosition { term: Term(4), index: LogIndex(1) }));
+}
+
+/// P1: a body that was fetched for a snapshot is not the one of the entry that is truncated, before and after a restart.
+#[test]
+fn p1_truncation_spares_a_fetched_body() {
+    let disk = SimDisk::new(4);
+    let (log, _) = open(&disk);
+    append(&log, (0..4).map(|n| entry(n, 4, b"old")).collect());
+    let (tell, told) = channel();
+    let at = LogPosition { term: Term(5), index: LogIndex(2) };
+    log.store_body(at, Bytes::from_static(b"fetched"), Box::new(move |r| drop(tell.send(r))));
+    told.recv().unwrap().unwrap();
+    log.truncate_from(LogIndex(1));
+    append(&log, vec![entry(1, 5, b"new")]);
+    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"fetched"[..]);
+    assert!(log.body(LogIndex(3)).is_err());
+    log.check();
+    drop(log);
+    let (log, _) = open(&disk);
+    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"fetched"[..]);
+    assert!(log.body(LogIndex(3)).is_err());
+    // An entry with a body takes the index over; the fetched one dies, and is erased.
+    append(&log, vec![entry(2, 5, b"newer")]);
+    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"newer"[..]);
+    for n in 0.. {
+        if !disk.contains(b"fetched") {
+            break;
+        }
+        assert!(n < 400, "the fetched body is still there");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    log.check();
+}
+
+/// P2: what a restart reads is durable before anybody is told of it, though it stood in the page cache alone.
+#[test]
+fn p2_the_tail_is_synced_again_at_the_start() {
+    for seed in 0..8 {
+        let disk = SimDisk::new(seed);
+        let (log, _) = open(&disk);
+        append(&log, vec![entry(0, 1, b"a")]);
+        // The next sync fails and leaves the pages clean: a process that starts now sees what no later sync would write.
+        std::thread::sleep(std::time::Duration::from_millis(250));
+        disk.fail_sync_in(1);
+        let (tell, told) = channel();
+        log.append(vec![entry(1, 1, b"b")], Box::new(move |r| drop(tell.send(r))));
+        assert!(told.recv().unwrap().is_err());
+        drop(log);
+        let (log, _) = open(&disk);
+        let seen = log.last();
+        drop(log);
+        disk.crash();
+        let (log, _) = open(&disk);
+        assert_eq!(log.last(), seen, "seed {seed}: what the first start took for durable is durable");
+    }
+}
+
+/// A directory without a superblock is refused, and nothing in it is touched.
+#[test]
+fn p9_segments_without_a_superblock_are_refused_untouched() {
+    let disk = SimDisk::new(5);
+    let (log, _) = open(&disk);
+    append(&log, vec![entry(0, 1, b"precious")]);
+    drop(log);
+    holdfast_storage::disk::Disk::remove(&disk, "superblock").unwrap();
+    let before = disk.contents("segment-000000");
+    let options =
+        Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+    let identity = Identity { cluster: "test".into(), node: 1 };
+    assert!(Log::open(Arc::new(disk.clone()), identity, options).is_err());
+    assert_eq!(disk.contents("segment-000000"), before);
+}
+
+/// P1: segments that hold nothing but a checkpoint under way are not given back before it is complete.
+#[test]
+fn p1_a_checkpoint_larger_than_a_segment_keeps_its_rows() {
+    let disk = SimDisk::new(6);
+    let (log, _) = open(&disk);
+    append(&log, vec![entry(0, 1, b"")]);
+    let rows: Vec<(u128, Vec<u8>)> = (0..600).map(|n| (n, vec![n as u8; 60_000])).collect();
+    let applied = LogPosition { term: Term(1), index: LogIndex(0) };
+    let (tell, told) = channel();
+    let checkpoint =
+        Checkpoint { applied, rows, gone: Vec::new(), tables: vec![1; 1000], replaces_all: true };
+    log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
+    told.recv().unwrap().unwrap();
+    log.check();
+    drop(log);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.checkpoint.unwrap().rows.len(), 600);
+}
