@@ -1,0 +1,180 @@
+//! What outcomes lead to: lines in the mail log, notices to senders, settlements; and the outcome that comes by time alone,
+//! expiry.
+
+use std::time::Duration;
+
+use holdfast_cluster::{Bytes, Term};
+
+use super::fate::status;
+use super::leader::{Delivery, lock};
+use super::settle::Settlement;
+use crate::clock;
+use crate::maillog::{Service, clean};
+use crate::queue::bounce::{Failure, Setting, notice};
+use crate::queue::command::{Fate, Notice, Outcome};
+use crate::queue::message::{Envelope, Recipient, Tick};
+use crate::queue::retry::is_expired;
+use crate::queue::{Message, MessageId};
+
+/// Messages that one tick looks at for expiry.
+const EXPIRY_LOOK_MAX: usize = 2000;
+
+impl Delivery {
+    pub(super) fn log_outcomes(
+        &self,
+        message: &Message,
+        outcomes: &[Outcome],
+        number: u64,
+        relay: &str,
+        (setup, transfer): (Duration, Duration),
+    ) {
+        let total = clock::unix_s().saturating_sub(message.envelope.arrival_unix_s) as f64;
+        let (c, d) = (setup.as_secs_f64(), transfer.as_secs_f64());
+        let waited = (total - c - d).max(0.0);
+        let activation = format!(
+            "{}: from=<{}>, size={}, nrcpt={} (queue active)",
+            message.id,
+            message.envelope.sender,
+            message.size,
+            message.envelope.recipients.len()
+        );
+        let lines: Vec<(Service, String)> = std::iter::once((Service::Qmgr, activation))
+            .chain(outcomes.iter().map(|o| {
+                let address = &message.envelope.recipients[o.recipient as usize].address;
+                let word = match o.fate {
+                    Fate::Delivered => "sent",
+                    Fate::Deferred => "deferred",
+                    Fate::Failed | Fate::Expired | Fate::Removed => "bounced",
+                };
+                let text = match o.fate {
+                    Fate::Expired => format!("delivery time expired; last: {}", clean(&o.reply)),
+                    _ => clean(&o.reply),
+                };
+                let dsn = if o.fate == Fate::Expired { "5.4.7".into() } else { status(&o.reply) };
+                let line = format!(
+                    "{}: to=<{address}>, relay={relay}, delay={:.2}, delays={waited:.2}/0/{c:.2}/{d:.2}, dsn={dsn}, \
+                     status={word} ({text})",
+                    message.id,
+                    waited + c + d
+                );
+                (Service::Smtp, line)
+            }))
+            .collect();
+        self.log.write(number, &lines);
+    }
+
+    /// Settles outcomes; failures with a notice to the sender, in the same entry.
+    pub(super) async fn settle_with_notice(
+        &self,
+        message: &Message,
+        outcomes: Vec<Outcome>,
+        number: u64,
+        relay: Option<&str>,
+    ) {
+        let failures: Vec<Failure> = outcomes
+            .iter()
+            .filter(|o| matches!(o.fate, Fate::Failed | Fate::Expired))
+            .map(|o| Failure {
+                address: message.envelope.recipients[o.recipient as usize].address.to_string(),
+                status: if o.fate == Fate::Expired { "5.4.7".into() } else { status(&o.reply) },
+                remote: relay.filter(|_| o.fate == Fate::Failed).map(Into::into),
+                reply: o.reply.clone(),
+            })
+            .collect();
+        let mut notice = None;
+        if !failures.is_empty() {
+            // A notice is never answered with a notice (RFC 5321 §4.5.5, §6.1).
+            match &message.envelope.sender.0 {
+                Some(sender) => notice = Some(self.compose(message, sender, &failures)),
+                None => {
+                    let line = format!("{}: undeliverable notice discarded", message.id);
+                    self.log.line(number, Service::Bounce, line);
+                }
+            }
+        }
+        if let Some((n, _)) = &notice {
+            let line = format!("{}: sender non-delivery notification: {}", message.id, n.id);
+            self.log.line(number, Service::Bounce, line);
+        }
+        self.settler.settle(Settlement { outcomes, notice }).await;
+    }
+
+    fn compose(
+        &self,
+        message: &Message,
+        sender: &crate::smtp::address::Mailbox,
+        failures: &[Failure],
+    ) -> (Notice, Bytes) {
+        let original = message.bodies.first().and_then(|index| self.cluster.body(*index).ok());
+        let now = clock::unix_s();
+        let id = self.intake.new_id();
+        let (date, arrival) = (clock::rfc5322(now), clock::rfc5322(message.envelope.arrival_unix_s));
+        let setting = Setting { id, hostname: &self.settings.hostname, date: &date, arrival: &arrival };
+        let octets = notice(&setting, message, &sender.to_string(), failures, &original.unwrap_or_default());
+        let envelope = Envelope {
+            sender: Default::default(),
+            recipients: vec![Recipient::new(sender.clone())],
+            eight_bit: false,
+            arrival_unix_s: now,
+            confidential: message.envelope.confidential,
+        };
+        (Notice { id, envelope }, octets.into())
+    }
+
+    /// Gives up what is older than its lifetime, by cluster time, unless a connection has it in hand. Goes on after `from` at
+    /// the next call, so that mail with a long lifetime never hides mail with a short one.
+    pub(super) async fn expire(&self, term: Term, now: Tick, from: &mut Option<MessageId>) {
+        if self.cluster.permit().is_none_or(|p| p.term() != term) {
+            return;
+        }
+        let mut old = Vec::new();
+        {
+            let mut queue = lock(&self.queue);
+            let shortest = queue.routes().values().filter_map(|r| r.lifetime_ms).min();
+            let shortest = shortest.unwrap_or(u64::MAX).min(self.settings.lifetime_ms);
+            let mut in_hand = lock(&self.in_hand);
+            let mut last = None;
+            // Ids sort by birth, so the old ones stand first.
+            let candidates =
+                queue.messages_after(*from).take_while(|m| is_expired(m.id.born(), shortest, now));
+            for (n, message) in candidates.take(EXPIRY_LOOK_MAX).enumerate() {
+                last = Some(message.id).filter(|_| n + 1 == EXPIRY_LOOK_MAX);
+                let outcomes: Vec<Outcome> = message
+                    .pending()
+                    .filter(|n| {
+                        let domain = message.envelope.recipients[*n as usize].address.domain();
+                        let own = queue.route(domain).and_then(|r| r.lifetime_ms);
+                        let lifetime = own.unwrap_or(self.settings.lifetime_ms);
+                        is_expired(message.id.born(), lifetime, now)
+                            && !self.settler.is_under_way(message.id, *n)
+                            && !in_hand.contains(&(message.id, *n))
+                    })
+                    .map(|recipient| {
+                        let last = &message.envelope.recipients[recipient as usize].last_reply;
+                        let reply = if last.is_empty() { "4.4.7 never tried" } else { last };
+                        Outcome { id: message.id, recipient, fate: Fate::Expired, reply: reply.into() }
+                    })
+                    .collect();
+                if !outcomes.is_empty() {
+                    in_hand.extend(outcomes.iter().map(|o| (o.id, o.recipient)));
+                    old.push((message.clone(), outcomes));
+                }
+            }
+            *from = last;
+            for (message, _) in &old {
+                queue.open(message.id);
+            }
+        }
+        for (message, outcomes) in old {
+            self.log_outcomes(&message, &outcomes, 0, "none", Default::default());
+            let line = format!(
+                "{}: from=<{}>, status=expired, returned to sender",
+                message.id, message.envelope.sender
+            );
+            let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
+            self.settle_with_notice(&message, outcomes, 0, None).await;
+            self.let_go(message.id, &recipients);
+            self.log.line(0, Service::Qmgr, line);
+        }
+    }
+}
