@@ -34,13 +34,13 @@ pub struct Authority {
 }
 
 fn valid_for(params: &mut CertificateParams, days: i64) {
-    // A day back, for clocks that differ.
+    // Days back, for clocks that differ.
     let date = |offset_days: i64| {
         use chrono::Datelike;
         let day = clock::wall() + chrono::TimeDelta::days(offset_days);
         rcgen::date_time_ymd(day.year(), day.month() as u8, day.day() as u8)
     };
-    params.not_before = date(-1);
+    params.not_before = date(-1 + days.min(0) * 2);
     params.not_after = date(days);
 }
 
@@ -77,13 +77,13 @@ impl Authority {
         Ok(Authority { issuer: Issuer::new(params, key) })
     }
 
-    fn issue(&self, names: Vec<String>, common_name: &str) -> anyhow::Result<(String, String)> {
+    fn issue(&self, names: Vec<String>, common_name: &str, days: i64) -> anyhow::Result<(String, String)> {
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        valid_for(&mut params, VALID_DAYS);
+        valid_for(&mut params, days);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok((certificate.pem(), key.serialize_pem()))
@@ -94,7 +94,8 @@ impl Authority {
     /// # Errors
     /// If the files exist or cannot be written.
     pub fn node(&self, dir: &Path, id: u64, host: &str) -> anyhow::Result<()> {
-        let (certificate, key) = self.issue(vec![node_name(id), host.into()], &format!("node {id}"))?;
+        let (certificate, key) =
+            self.issue(vec![node_name(id), host.into()], &format!("node {id}"), VALID_DAYS)?;
         write_new(&dir.join(format!("node-{id}.crt")), &certificate, 0o644)?;
         write_new(&dir.join(format!("node-{id}.key")), &key, 0o600)
     }
@@ -104,7 +105,7 @@ impl Authority {
     /// # Errors
     /// If the file exists or cannot be written.
     pub fn operator(&self, dir: &Path) -> anyhow::Result<()> {
-        let (certificate, key) = self.issue(vec![OPERATOR_NAME.into()], "operator")?;
+        let (certificate, key) = self.issue(vec![OPERATOR_NAME.into()], "operator", VALID_DAYS)?;
         write_new(&dir.join("operator.pem"), &format!("{certificate}{key}"), 0o600)
     }
 }
@@ -194,4 +195,34 @@ pub fn smtp_tls(cert: Option<&Path>, key_file: Option<&Path>) -> anyhow::Result<
         .with_single_cert(chain("tls_cert", cert)?, key("tls_key", key_file)?)
         .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))?;
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node's files with peer certificates that are valid for so many days.
+    fn load(days: i64) -> anyhow::Result<Vec<String>> {
+        let dir = tempfile::tempdir()?;
+        let pki = dir.path().join("pki");
+        std::fs::create_dir_all(&pki)?;
+        let authority = Authority::create(&pki, "test")?;
+        let (certificate, key) = authority.issue(vec![node_name(1)], "node 1", days)?;
+        write_new(&pki.join("node-1.crt"), &certificate, 0o644)?;
+        write_new(&pki.join("node-1.key"), &key, 0o600)?;
+        let file = dir.path().join("node-1.toml");
+        std::fs::write(&file, include_str!("../config/node-1.toml"))?;
+        Ok(peer_tls(&Config::load(&file)?)?.1)
+    }
+
+    #[test]
+    fn an_expired_peer_certificate_is_named_and_an_old_one_warned_of() {
+        let error = load(-3).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("node-1.crt") && error.contains("expired"), "{error}");
+        // The same file serves SMTP in this example, so there is a warning for each use.
+        let warnings = load(10).unwrap();
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("[cluster] cert") && warnings[1].contains("[smtp] tls_cert"));
+        assert!(load(400).unwrap().is_empty());
+    }
 }
