@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -239,9 +240,12 @@ impl Drop for Nodes {
 /// Ports such that base + 1 to base + 23 are free now. The listeners of the tests bind before they are used, and a test that
 /// runs beside this one draws from another range by its process id.
 fn free_base_port() -> u16 {
-    let seed = std::process::id() as u16;
+    static CLUSTERS: AtomicU16 = AtomicU16::new(0);
+    // Each cluster of this process begins to look elsewhere: the ports of one that is starting are not taken yet.
+    let own = CLUSTERS.fetch_add(1, Ordering::SeqCst).wrapping_mul(29);
+    let seed = (std::process::id() as u16).wrapping_mul(37).wrapping_add(own);
     for n in 0..300u16 {
-        let base = 21_000 + (seed.wrapping_mul(37).wrapping_add(n) % 350) * 30;
+        let base = 21_000 + (seed.wrapping_add(n) % 350) * 30;
         let ports = (1..=3).flat_map(|n| [n, n + 10, n + 20]);
         if ports.map(|n| base + n).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return base;
