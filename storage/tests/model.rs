@@ -264,7 +264,7 @@ fn brief(m: &Model) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     /// P1 and P2 for one node: nothing whose completion ran is lost, nothing else is invented.
     #[test]

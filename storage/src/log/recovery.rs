@@ -101,19 +101,19 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
             Ok(header) => header,
             Err(Invalid::Empty) if last_written <= at => break,
             Err(why) => {
-                bad = Some((at, why));
+                bad = Some((at, why, at + record::HEADER_BYTES));
                 break;
             }
         };
         let head_at = at + record::HEADER_BYTES;
         let body_at = head_at + header.head_bytes as usize;
         let Some(body) = bytes.get(body_at..body_at + header.body_bytes as usize) else {
-            bad = Some((at, Invalid::Bad("the segment ends within a record")));
+            bad = Some((at, Invalid::Bad("the segment ends within a record"), bytes.len()));
             break;
         };
         let head = &bytes[head_at..body_at];
         if !header.head_matches(head) {
-            bad = Some((at, Invalid::Bad("the head's CRC is wrong")));
+            bad = Some((at, Invalid::Bad("the head's CRC is wrong"), at + header.stored_bytes()));
             break;
         }
         let body_intact = header.body_matches(body);
@@ -135,9 +135,10 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
         at = end;
     }
     let end = records.last().map_or(0, Found::end).next_multiple_of(BLOCK) as u32;
-    let bad = bad.map(|(offset, why)| Bad {
+    // A block that a crash took may be the last that was written, so the whole of the bad record is looked at.
+    let bad = bad.map(|(offset, why, to)| Bad {
         offset: offset as u32,
-        zero_block: has_zero_block(bytes, offset, last_written.max(offset + record::HEADER_BYTES)),
+        zero_block: has_zero_block(bytes, offset, last_written.max(to)),
         why,
     });
     let last_batch = (0..bytes.len())
@@ -167,6 +168,21 @@ pub(crate) fn highest_mark(records: &[Found]) -> (SegmentId, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A record with a long head of which a crash kept the first block alone is torn, not ambiguous.
+    #[test]
+    fn p9_a_long_head_cut_short_is_torn() {
+        let mut bytes = Vec::new();
+        let record = record::Record::of(Kind::Table, vec![7; 3 * BLOCK]);
+        record::write(&mut bytes, &record, SegmentId(1), 0);
+        bytes.resize(8 * BLOCK, 0);
+        for keep in 1..=3 {
+            let mut torn = bytes.clone();
+            torn[keep * BLOCK..].fill(0);
+            let bad = scan(SegmentId(1), &torn).bad.unwrap();
+            assert!(bad.zero_block, "{keep} blocks kept");
+        }
+    }
 
     /// The table of the verdict. A reader of it should be able to say why each line must be so.
     #[test]
