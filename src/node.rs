@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use holdfast_cluster::{Cluster, LogIndex, PeerTls};
 use holdfast_storage::Options;
 use holdfast_storage::disk::os::OsDisk;
+use holdfast_storage::index::spilled::Directory;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -90,6 +91,7 @@ fn start_cluster(
         listen: config.cluster.listen.to_string(),
         tls,
         disk: Arc::new(disk),
+        index: Box::new(Directory(config.node.data_dir.join("index"))),
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
             on_erased: Box::new(move |erased| erasures.note(erased)),

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use holdfast_storage::disk::Disk;
-use holdfast_storage::{Identity, Log, OpenError, Options};
+use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, RaftMetrics, SnapshotPolicy};
 use tokio::net::TcpListener;
@@ -48,6 +48,8 @@ pub struct Settings {
     pub disk: Arc<dyn Disk>,
     /// How to run the log.
     pub log: Options,
+    /// Where the index stands.
+    pub index: Box<dyn Shelf>,
     /// Shortest and longest election timeout, ms. The lease follows from the longest.
     pub election_ms: (u64, u64),
     /// Heartbeat interval, ms.
@@ -114,7 +116,8 @@ pub fn start(mut settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result
 }
 
 async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
-    let Settings { cluster, id, members, listen, tls, disk, log, election_ms, heartbeat_ms, .. } = settings;
+    let Settings { cluster, id, members, listen, tls, disk, log, index, election_ms, heartbeat_ms, .. } =
+        settings;
     let began = clock::now();
     let listener = TcpListener::bind(&listen)
         .await
@@ -123,8 +126,10 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let log = Arc::new(log);
     let pristine = recovered.pristine;
     let committed = log.committed();
-    let (state_machine, applied) = StateMachine::restore(machine.clone(), log.clone(), recovered.checkpoint)
-        .map_err(StartError::State)?;
+    let rows = Arc::new(Rows::new(log.clone(), Some(index)));
+    let (state_machine, applied) =
+        StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
+            .map_err(StartError::State)?;
     let local = Arc::new(Local { cluster, id, tls });
     let promise = Duration::from_millis(election_ms.1);
     let peers = members.iter().filter(|(peer, _)| **peer != id);
@@ -186,7 +191,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             .map_err(|_| StartError::State("replaying the log took too long".into()))?
             .map_err(|e| StartError::State(e.to_string()))?;
     }
-    let erased = state_machine.started();
+    let erased = state_machine.started().map_err(|e| StartError::State(e.to_string()))?;
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

@@ -1,15 +1,15 @@
 //! openraft's own contract suite for stores, against ours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Bytes, Identity, Log, LogIndex, LogPosition, Options};
+use holdfast_storage::{Identity, Log, LogIndex, LogPosition, Options, ReadError, Rows};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Delta, Machine, Refusal};
+use crate::machine::{Applied, Delta, Machine, Origin, Refusal};
 use crate::state_machine::StateMachine;
 use crate::types::TypeConfig;
 
@@ -20,9 +20,9 @@ struct Counter {
 }
 
 impl Machine for Counter {
-    fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Applied {
+    fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Result<Applied, ReadError> {
         self.count += 1;
-        Applied::default()
+        Ok(Applied::default())
     }
 
     fn admit(&mut self, _command: &[u8]) -> Result<(), Refusal> {
@@ -32,20 +32,24 @@ impl Machine for Counter {
     fn give_up(&mut self, _command: &[u8]) {}
 
     fn delta(&mut self) -> Delta {
-        self.whole()
-    }
-
-    fn whole(&self) -> Delta {
         Delta { tables: self.count.to_le_bytes().to_vec(), ..Delta::default() }
     }
 
-    fn restore(&mut self, tables: &[u8], _rows: &BTreeMap<u128, Bytes>) -> Result<(), String> {
+    fn checkpointed(&mut self) -> Vec<u128> {
+        Vec::new()
+    }
+
+    fn whole(&self) -> Result<Delta, ReadError> {
+        Ok(Delta { tables: self.count.to_le_bytes().to_vec(), ..Delta::default() })
+    }
+
+    fn restore(&mut self, tables: &[u8], _origin: Origin) -> Result<(), String> {
         self.count = u64::from_le_bytes(tables.try_into().map_err(|_| "not a count")?);
         Ok(())
     }
 
-    fn live_bodies(&self) -> BTreeSet<LogIndex> {
-        BTreeSet::new()
+    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError> {
+        Ok(BTreeSet::new())
     }
 }
 
@@ -61,9 +65,10 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
         let identity = Identity { cluster: "suite".into(), node: 1 };
         let (log, _) = Log::open(Arc::new(SimDisk::new(1)), identity, options).unwrap();
         let log = Arc::new(log);
+        let rows = Arc::new(Rows::new(log.clone(), None));
         let machine = Arc::new(Mutex::new(Counter::default()));
-        let (state_machine, _) = StateMachine::restore(machine, log.clone(), None).unwrap();
-        state_machine.started();
+        let (state_machine, _) = StateMachine::restore(machine, log.clone(), rows, None).unwrap();
+        state_machine.started().unwrap();
         Ok(((), LogStore { log }, state_machine))
     }
 }

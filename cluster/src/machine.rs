@@ -2,8 +2,46 @@
 //! of Raft but their term and index.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use holdfast_storage::{Bytes, LogIndex, LogPosition};
+use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError};
+
+/// Rows of the newest complete checkpoint, for a machine that does not keep all of them in memory.
+pub trait Rows: Send + Sync {
+    /// Whether there is a row. Never blocks.
+    fn contains(&self, key: u128) -> bool;
+
+    /// The row of a key.
+    ///
+    /// # Errors
+    /// If it cannot be read; the node ends then.
+    fn get(&self, key: u128) -> Result<Option<Bytes>, ReadError>;
+
+    /// Up to `max` keys of rows above `after`, in rising order. Never blocks.
+    fn keys(&self, after: Option<u128>, max: usize) -> Vec<u128>;
+}
+
+impl Rows for holdfast_storage::Rows {
+    fn contains(&self, key: u128) -> bool {
+        holdfast_storage::Rows::contains(self, key)
+    }
+
+    fn get(&self, key: u128) -> Result<Option<Bytes>, ReadError> {
+        holdfast_storage::Rows::get(self, key)
+    }
+
+    fn keys(&self, after: Option<u128>, max: usize) -> Vec<u128> {
+        holdfast_storage::Rows::keys(self, after, max)
+    }
+}
+
+/// Where a state comes from.
+pub enum Origin {
+    /// A checkpoint of this node's own; its rows are read where they are needed.
+    Checkpoint(Arc<dyn Rows>),
+    /// Another node's snapshot. They are this node's [`Origin::Checkpoint`] once [`Machine::checkpointed`] was called.
+    Snapshot(BTreeMap<u128, Bytes>, Arc<dyn Rows>),
+}
 
 /// What came of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +74,10 @@ pub struct Refusal {
 pub trait Machine: Send + 'static {
     /// Applies a committed command. Must depend on nothing but the state, `at` and the command: every node must come to
     /// the same state. `body_bytes` is the length of the entry's body, 0 if it was erased before it came here.
-    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Applied;
+    ///
+    /// # Errors
+    /// If a row that it needs cannot be read. The state is void then, and the node ends.
+    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ReadError>;
 
     /// Asked on the leader before a command is proposed, under the lock that `apply` runs under.
     ///
@@ -50,15 +91,25 @@ pub trait Machine: Send + 'static {
     /// Rows and tables that changed since the last call, and begins to count anew.
     fn delta(&mut self) -> Delta;
 
-    /// All rows and tables.
-    fn whole(&self) -> Delta;
+    /// The checkpoint of the last [`Machine::delta`], or of the snapshot that was restored, is complete: its rows are
+    /// where [`Rows`] finds them. Returns the keys of rows that the machine let go of: they outlived the young horizon.
+    fn checkpointed(&mut self) -> Vec<u128>;
 
-    /// Replaces the state by what a checkpoint or a snapshot says.
+    /// All rows and tables.
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    fn whole(&self) -> Result<Delta, ReadError>;
+
+    /// Replaces the state.
     ///
     /// # Errors
     /// The reason, if the bytes are not a state.
-    fn restore(&mut self, tables: &[u8], rows: &BTreeMap<u128, Bytes>) -> Result<(), String>;
+    fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String>;
 
     /// Bodies that the state still needs.
-    fn live_bodies(&self) -> BTreeSet<LogIndex>;
+    ///
+    /// # Errors
+    /// If a row cannot be read.
+    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError>;
 }

@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
+use holdfast_storage::ReadError;
 use holdfast_storage::codec::{decode, encode};
-use holdfast_storage::{Checkpoint, Log};
+use holdfast_storage::{Checkpoint, Log, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec::Tables;
-use crate::machine::{Delta, Machine};
+use crate::machine::{Delta, Machine, Origin};
 use crate::snapshot::{Contents, Manifest};
 use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
@@ -30,6 +31,9 @@ pub(crate) struct Progress {
 pub(crate) struct StateMachine {
     machine: Arc<Mutex<dyn Machine>>,
     log: Arc<Log>,
+    rows: Arc<Rows>,
+    /// One checkpoint at a time, from the machine's delta to the log's completion: a snapshot never comes in between.
+    checkpointing: Arc<tokio::sync::Mutex<()>>,
     /// Changed under the machine's lock only, so that rows and position agree.
     progress: Arc<Mutex<Progress>>,
     applied: watch::Sender<u64>,
@@ -49,6 +53,7 @@ impl StateMachine {
     pub(crate) fn restore(
         machine: Arc<Mutex<dyn Machine>>,
         log: Arc<Log>,
+        rows: Arc<Rows>,
         checkpoint: Option<holdfast_storage::log::RecoveredCheckpoint>,
     ) -> Result<(StateMachine, watch::Receiver<u64>), String> {
         let mut progress = Progress::default();
@@ -56,13 +61,15 @@ impl StateMachine {
             let tables: Tables = decode("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
-            lock(&*machine).restore(&tables.machine, &found.rows)?;
+            lock(&*machine).restore(&tables.machine, Origin::Checkpoint(rows.clone()))?;
         }
         let next = progress.applied.map_or(0, |id| id.index() + 1);
         let (applied, watch) = watch::channel(next);
         let state_machine = StateMachine {
             machine,
             log,
+            rows,
+            checkpointing: Arc::default(),
             progress: Arc::new(Mutex::new(progress)),
             applied,
             starting: Arc::new(AtomicBool::new(true)),
@@ -71,11 +78,14 @@ impl StateMachine {
     }
 
     /// Start-up is over: every body that the state does not need is erased, and snapshots may be sent.
-    pub(crate) fn started(&self) -> usize {
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    pub(crate) fn started(&self) -> Result<usize, ReadError> {
         self.starting.store(false, Ordering::Relaxed);
         let machine = lock(&*self.machine);
-        let Some(applied) = lock(&self.progress).applied else { return 0 };
-        self.log.erase_all_but(&machine.live_bodies(), position(&applied).index)
+        let Some(applied) = lock(&self.progress).applied else { return Ok(0) };
+        Ok(self.log.erase_all_but(&machine.live_bodies()?, position(&applied).index))
     }
 
     fn meta(progress: &Progress) -> SnapshotMeta {
@@ -84,11 +94,16 @@ impl StateMachine {
 
     async fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
         let (tell, told) = oneshot::channel();
+        let gone = checkpoint.gone.clone();
         self.log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
         match told.await {
-            Ok(result) => result.map_err(io::Error::other),
-            Err(_) => Err(io::Error::other("the log has closed")),
+            Ok(result) => result.map_err(io::Error::other)?,
+            Err(_) => return Err(io::Error::other("the log has closed")),
         }
+        let spilled = lock(&*self.machine).checkpointed();
+        self.rows.gone(gone);
+        self.rows.spilled(spilled);
+        Ok(())
     }
 }
 
@@ -97,6 +112,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
     /// Writes a checkpoint to the log: what lives longer than the time between two of them is spilled by it.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let _one = self.checkpointing.lock().await;
         let (delta, progress) = {
             let mut machine = lock(&*self.machine);
             (machine.delta(), lock(&self.progress).clone())
@@ -138,6 +154,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     EntryPayload::Normal(proposal) => {
                         let at = position(&entry.log_id);
                         let applied = machine.apply(at, &proposal.command, proposal.body.len() as u32);
+                        let applied = applied.map_err(io::Error::other)?;
                         applied.erase.into_iter().for_each(|index| self.log.erase(index));
                         outcome = applied.outcome;
                     }
@@ -163,14 +180,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::other("a snapshot without contents"));
         };
         let Some(applied) = meta.last_log_id else { return Ok(()) };
+        let _one = self.checkpointing.lock().await;
         {
             let mut machine = lock(&*self.machine);
-            machine.restore(&contents.tables.machine, &contents.row_bytes()).map_err(io::Error::other)?;
-            machine.delta();
+            let origin = Origin::Snapshot(contents.row_bytes(), self.rows.clone());
+            machine.restore(&contents.tables.machine, origin).map_err(io::Error::other)?;
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);
             progress.membership = meta.last_membership.clone();
-            self.log.erase_all_but(&machine.live_bodies(), position(&applied).index);
+            let live = machine.live_bodies().map_err(io::Error::other)?;
+            self.log.erase_all_but(&live, position(&applied).index);
         }
         let checkpoint = Checkpoint {
             applied: position(&applied),
@@ -193,11 +212,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if self.starting.load(Ordering::Relaxed) {
             return Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) }));
         }
-        let Delta { rows, tables, .. } = machine.whole();
+        let Delta { rows, tables, .. } = machine.whole().map_err(io::Error::other)?;
         let contents = Contents {
             tables: Tables::new(&progress.membership, tables),
             rows: rows.into_iter().collect(),
-            bodies: machine.live_bodies(),
+            bodies: machine.live_bodies().map_err(io::Error::other)?,
         };
         Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(Some(Box::new(contents))) }))
     }

@@ -153,18 +153,15 @@ impl Admin {
             }
             Request::RouteRemove { domain } => {
                 let domain = domain.to_ascii_lowercase();
-                let waiting = {
-                    let queue = lock(&self.queue);
-                    if !queue.routes().contains_key(&domain) {
-                        return Err(failed(&format!("there is no route for {domain}")));
-                    }
-                    let waits = |m: &&Message| {
-                        let mut domains =
-                            m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
-                        domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain))
-                    };
-                    queue.messages().filter(waits).count()
-                };
+                if !lock(&self.queue).routes().contains_key(&domain) {
+                    return Err(failed(&format!("there is no route for {domain}")));
+                }
+                let mut waiting = 0;
+                self.each(|queue, m| {
+                    let mut domains = m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
+                    let waits = domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain));
+                    waiting += waits as usize;
+                });
                 if waiting > 0 {
                     let text = format!("{waiting} messages wait for {domain}; deliver or remove them first");
                     return Err(failed(&text));
@@ -179,10 +176,12 @@ impl Admin {
                         let queue = lock(&self.queue);
                         let mut items = Vec::new();
                         let mut last = None;
-                        for message in queue.messages_after(after).take(LIST_STEP) {
-                            last = Some(message.id);
-                            if self.selects(&selector, &queue, message) {
-                                items.push(self.describe(&queue, message, waits.get(&message.id).copied()));
+                        for id in queue.ids(after, LIST_STEP) {
+                            last = Some(id);
+                            if let Some(message) = queue.message(id)
+                                && self.selects(&selector, &queue, &message)
+                            {
+                                items.push(self.describe(&queue, &message, waits.get(&id).copied()));
                             }
                         }
                         (items, last)
@@ -207,16 +206,13 @@ impl Admin {
                 if !dry_run {
                     let outcomes: Vec<Outcome> = {
                         let queue = lock(&self.queue);
+                        let outcome = |id, recipient| {
+                            let reply = "removed by an operator".into();
+                            Outcome { id, recipient, fate: Fate::Removed, reply }
+                        };
                         let messages = ids.iter().filter_map(|id| queue.message(*id));
                         messages
-                            .flat_map(|m| {
-                                m.pending().map(|recipient| Outcome {
-                                    id: m.id,
-                                    recipient,
-                                    fate: Fate::Removed,
-                                    reply: "removed by an operator".into(),
-                                })
-                            })
+                            .flat_map(|m| m.pending().map(|n| outcome(m.id, n)).collect::<Vec<_>>())
                             .collect()
                     };
                     for part in outcomes.chunks(OUTCOMES_MAX) {
@@ -249,12 +245,29 @@ impl Admin {
                 "say which messages: an id, --to-domain, --from, --older-than, --state or --all",
             ));
         }
-        let queue = lock(&self.queue);
-        let found: Vec<MessageId> =
-            queue.messages().filter(|m| self.selects(selector, &queue, m)).map(|m| m.id).collect();
+        let mut found = Vec::new();
+        self.each(|queue, m| {
+            if self.selects(selector, queue, m) {
+                found.push(m.id);
+            }
+        });
         match (&selector.id, found.is_empty()) {
             (Some(id), true) => Err(failed(&format!("{id}: no such message"))),
             _ => Ok(found),
+        }
+    }
+
+    /// Looks at every message, in steps between which the queue goes on.
+    fn each(&self, mut each: impl FnMut(&Queue, &Message)) {
+        let mut after = None;
+        loop {
+            let queue = lock(&self.queue);
+            let ids = queue.ids(after, LIST_STEP);
+            let Some(last) = ids.last() else { return };
+            after = Some(*last);
+            for message in ids.into_iter().filter_map(|id| queue.message(id)) {
+                each(&queue, &message);
+            }
         }
     }
 
@@ -304,12 +317,10 @@ impl Admin {
 
     async fn status(&self) -> Value {
         let report = self.cluster.report().await;
-        let (messages, bytes, deferred, oldest_ms) = {
+        let (totals, oldest_ms) = {
             let queue = lock(&self.queue);
-            let (messages, bytes) = queue.size();
-            let deferred = queue.messages().filter(|m| message_state(m) == "deferred").count();
-            let oldest = queue.messages().next().map_or(0, |m| queue.now().0.saturating_sub(m.id.born().0));
-            (messages, bytes, deferred, oldest)
+            let oldest = queue.ids(None, 1).first().copied();
+            (queue.totals(), oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0)))
         };
         let why_not = self.intake.not_accepting().map(|(why, _)| why);
         let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
@@ -342,7 +353,7 @@ impl Admin {
             "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
             "why_not": why_not, "nodes": nodes, "warnings": self.warnings,
             "queue": {
-                "messages": messages, "bytes": bytes, "deferred": deferred, "held": 0,
+                "messages": totals.messages, "bytes": totals.bytes, "deferred": totals.deferred, "held": 0,
                 "oldest_age_s": oldest_ms / 1000,
             },
         })
@@ -350,6 +361,5 @@ impl Admin {
 }
 
 fn message_state(m: &Message) -> &'static str {
-    let tried = m.pending().any(|n| m.envelope.recipients[n as usize].attempts > 0);
-    if tried { "deferred" } else { "active" }
+    if m.is_deferred() { "deferred" } else { "active" }
 }

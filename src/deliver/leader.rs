@@ -34,6 +34,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const PASSED_OVER_MS: u64 = 200;
 /// Recipients of one transaction: what every server must take (RFC 5321 §4.5.3.1.8).
 const RECIPIENTS_PER_TRANSACTION: usize = 100;
+/// Messages that are scheduled in one go when the whole queue is looked at.
+const SURVEY_STEP: usize = 500;
 
 /// What delivery needs.
 pub struct Delivery {
@@ -195,14 +197,7 @@ impl Delivery {
         });
         let (tick_base, began) = (lock(&self.queue).now(), clock::now());
         let mut unplaced: BTreeMap<LogIndex, MessageId> = BTreeMap::new();
-        {
-            let mut queue = lock(&self.queue);
-            queue.begin_journal();
-            let mut scheduler = lock(&reign.scheduler);
-            for message in queue.messages() {
-                self.schedule(&reign, &mut scheduler, &queue, message, &mut unplaced);
-            }
-        }
+        lock(&self.queue).begin_journal();
         let mut applied = self.cluster.applied();
         let mut next_tick = tokio::time::interval(TICK);
         next_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -211,10 +206,14 @@ impl Delivery {
         while self.cluster.leading() == Some(term) {
             self.drain_journal(&reign, &mut unplaced);
             self.release_placed(&reign, &mut unplaced);
+            let surveying = self.survey(&reign, &mut unplaced);
             self.open_connections(&reign);
             let wakes = lock(&reign.scheduler).wakes_at_ms();
-            let wait =
-                wakes.map_or(TICK, |at| Duration::from_millis(at.saturating_sub(self.now_ms()).max(10)));
+            let wait = match wakes {
+                _ if surveying => Duration::ZERO,
+                Some(at) => Duration::from_millis(at.saturating_sub(self.now_ms()).max(10)),
+                None => TICK,
+            };
             tokio::select! {
                 changed = applied.changed() => if changed.is_err() { break },
                 () = placement.changed() => {}
@@ -234,6 +233,18 @@ impl Delivery {
         self.drain_journal(&reign, &mut unplaced);
         reign.over.send_replace(true);
         tracing::info!(term = term.0, "delivering no more");
+    }
+
+    /// Schedules the next messages of the whole queue; whether there may be more. It goes in steps, so that the queue is never
+    /// locked for long.
+    fn survey(&self, reign: &Reign, unplaced: &mut BTreeMap<LogIndex, MessageId>) -> bool {
+        let mut queue = lock(&self.queue);
+        let Some(messages) = queue.survey(SURVEY_STEP) else { return false };
+        let mut scheduler = lock(&reign.scheduler);
+        for message in messages {
+            self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
+        }
+        true
     }
 
     /// Gives a message's pending recipients to the scheduler, by destination.
@@ -273,13 +284,13 @@ impl Delivery {
 
     /// Takes the next job of a destination into the hands of a connection: those of its recipients that nobody else has in
     /// hand and that are not settled. From here on the message is not withdrawn any more.
-    fn take(&self, reign: &Reign, key: &Key) -> Option<(Message, Job)> {
+    fn take(&self, reign: &Reign, key: &Key) -> Option<(Arc<Message>, Job)> {
         loop {
             let mut queue = lock(&self.queue);
             let mut scheduler = lock(&reign.scheduler);
             let mut job = scheduler.take(key)?;
-            let Some(message) = queue.open(job.id).cloned() else {
-                if queue.message(job.id).is_some() {
+            let Some(message) = queue.open(job.id) else {
+                if queue.contains(job.id) {
                     // It is being withdrawn; if that comes to nothing it is delivered after all.
                     scheduler.add_later(key, job, self.now_ms() + PASSED_OVER_MS);
                 }
@@ -318,14 +329,18 @@ impl Delivery {
             queue.reschedule(job.id);
             return;
         }
+        if !queue.contains(job.id) || queue.is_ahead(job.id) {
+            return; // it left, or the survey finds it
+        }
         let known = lock(&reign.targets).contains_key(key);
-        match (queue.message(job.id), at_ms) {
-            (None, _) => {}
-            (Some(message), _) if !known => {
-                self.schedule(reign, &mut scheduler, &queue, message, &mut BTreeMap::new());
+        match at_ms {
+            _ if !known => {
+                if let Some(message) = queue.message(job.id) {
+                    self.schedule(reign, &mut scheduler, &queue, &message, &mut BTreeMap::new());
+                }
             }
-            (Some(_), Some(at)) => scheduler.add_later(key, job, at),
-            (Some(_), None) => scheduler.give_back(key, job),
+            Some(at) => scheduler.add_later(key, job, at),
+            None => scheduler.give_back(key, job),
         }
     }
 
@@ -344,17 +359,14 @@ impl Delivery {
                 scheduler.clear_jobs();
                 lock(&reign.targets).clear();
                 unplaced.clear();
-                for message in queue.messages() {
-                    self.schedule(reign, &mut scheduler, &queue, message, unplaced);
-                }
+                queue.begin_survey();
             }
-            let all_scheduled = changes.contains(&Change::Routes);
             for change in changes {
                 match change {
-                    Change::Added(_) if all_scheduled => {}
+                    Change::Added(id) if queue.is_ahead(id) => {}
                     Change::Added(id) => {
                         if let Some(message) = queue.message(id) {
-                            self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+                            self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
                         }
                     }
                     Change::Left(id) => removed.push((Service::Qmgr, format!("{id}: removed"))),
@@ -378,7 +390,7 @@ impl Delivery {
         let mut scheduler = lock(&reign.scheduler);
         for id in ready.into_values() {
             if let Some(message) = queue.message(id) {
-                self.schedule(reign, &mut scheduler, &queue, message, unplaced);
+                self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
             }
         }
     }

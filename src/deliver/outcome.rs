@@ -135,10 +135,11 @@ impl Delivery {
             let mut in_hand = lock(&self.in_hand);
             let mut last = None;
             // Ids sort by birth, so the old ones stand first.
-            let candidates =
-                queue.messages_after(*from).take_while(|m| is_expired(m.id.born(), shortest, now));
-            for (n, message) in candidates.take(EXPIRY_LOOK_MAX).enumerate() {
-                last = Some(message.id).filter(|_| n + 1 == EXPIRY_LOOK_MAX);
+            let ids = queue.ids(*from, EXPIRY_LOOK_MAX).into_iter();
+            let candidates = ids.take_while(|id| is_expired(id.born(), shortest, now));
+            for (n, id) in candidates.enumerate() {
+                last = Some(id).filter(|_| n + 1 == EXPIRY_LOOK_MAX);
+                let Some(message) = queue.message(id) else { continue };
                 let outcomes: Vec<Outcome> = message
                     .pending()
                     .filter(|n| {
@@ -157,7 +158,7 @@ impl Delivery {
                     .collect();
                 if !outcomes.is_empty() {
                     in_hand.extend(outcomes.iter().map(|o| (o.id, o.recipient)));
-                    old.push((message.clone(), outcomes));
+                    old.push((message, outcomes));
                 }
             }
             *from = last;

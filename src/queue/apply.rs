@@ -2,11 +2,13 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use holdfast_cluster::{Applied, Bytes, Delta, LogIndex, LogPosition, Machine, Refusal};
+use holdfast_cluster::{Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Refusal};
 
 use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
 use super::message::{Envelope, Message, MessageId, State, Tick};
+use super::messages::{Messages, Totals};
 use super::tables::Tables;
 
 /// Settled and withdrawn ids are remembered for this much cluster time. Longer than a message may be proposed again: its client
@@ -36,6 +38,12 @@ pub enum Change {
     Routes,
 }
 
+/// A walk through the queue in steps. What is added ahead of it is met later, and not noted in the journal.
+#[derive(Clone, Copy, Default)]
+struct Survey {
+    seen: Option<MessageId>,
+}
+
 /// Pieces of a message that is not accepted yet.
 #[derive(Clone, PartialEq, Eq, Debug, Default, bincode::Encode, bincode::Decode)]
 pub(super) struct Pieces {
@@ -46,16 +54,13 @@ pub(super) struct Pieces {
 /// The queue.
 #[derive(Default)]
 pub struct Queue {
-    pub(super) messages: BTreeMap<MessageId, Message>,
+    pub(super) messages: Messages,
     pub(super) tables: Tables,
-    /// Rows that changed since the last checkpoint, rows that it wrote, and rows that are gone since.
-    dirty: BTreeSet<MessageId>,
-    spilled: BTreeSet<MessageId>,
-    gone: Vec<u128>,
     pub(super) piece_bytes: u64,
-    pub(super) bytes: u64,
     /// Set while this node leads: what changed, for its scheduler.
     journal: Option<Vec<Change>>,
+    /// How far its scheduler has come in looking at the whole queue; `None` once it has seen all.
+    survey: Option<Survey>,
     /// Leader only, not replicated: messages of which a transaction was opened, and those that are being withdrawn.
     opened: BTreeSet<MessageId>,
     withdrawing: BTreeSet<MessageId>,
@@ -69,26 +74,27 @@ impl Queue {
         self.tables.now
     }
 
-    /// Messages in order of their ids.
-    pub fn messages(&self) -> impl Iterator<Item = &Message> {
-        self.messages.values()
+    /// Up to `max` ids above `after`, in rising order: the queue is looked at in steps, since it may be larger than memory.
+    pub fn ids(&self, after: Option<MessageId>, max: usize) -> Vec<MessageId> {
+        self.messages.ids(after, max)
     }
 
-    /// Messages after an id, for listing in pieces.
-    pub fn messages_after(&self, id: Option<MessageId>) -> impl Iterator<Item = &Message> {
-        use std::ops::Bound;
-        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
-        self.messages.range((from, Bound::Unbounded)).map(|(_, m)| m)
+    /// Whether a message is here.
+    pub fn contains(&self, id: MessageId) -> bool {
+        self.messages.contains(id)
     }
 
-    /// A message.
-    pub fn message(&self, id: MessageId) -> Option<&Message> {
-        self.messages.get(&id)
+    /// A message. One that cannot be read is not here: its node is ending, since a row that the state needs is unreadable.
+    pub fn message(&self, id: MessageId) -> Option<Arc<Message>> {
+        self.messages.get(id).unwrap_or_else(|error| {
+            tracing::error!(%id, %error, "a message cannot be read");
+            None
+        })
     }
 
     /// How many messages are waiting, and their octets.
-    pub fn size(&self) -> (usize, u64) {
-        (self.messages.len(), self.bytes)
+    pub fn totals(&self) -> Totals {
+        self.messages.totals()
     }
 
     /// All routes.
@@ -121,6 +127,7 @@ impl Queue {
     /// Begins to keep a journal of changes: this node leads and schedules from now on.
     pub fn begin_journal(&mut self) {
         self.journal = Some(Vec::new());
+        self.survey = Some(Survey::default());
         self.opened.clear();
         self.withdrawing.clear();
     }
@@ -128,6 +135,7 @@ impl Queue {
     /// Ends the journal: this node leads no more.
     pub fn end_journal(&mut self) {
         self.journal = None;
+        self.survey = None;
         self.opened.clear();
         self.withdrawing.clear();
     }
@@ -137,13 +145,34 @@ impl Queue {
         self.journal.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
+    /// Begins to look at the whole queue again.
+    pub fn begin_survey(&mut self) {
+        self.survey = Some(Survey::default());
+    }
+
+    /// The next messages of the whole queue, up to `max`; `None` once all were seen.
+    pub fn survey(&mut self, max: usize) -> Option<Vec<Arc<Message>>> {
+        let survey = self.survey?;
+        let ids = self.messages.ids(survey.seen, max);
+        match ids.last() {
+            Some(last) => self.survey = Some(Survey { seen: Some(*last) }),
+            None => self.survey = None,
+        }
+        self.survey.map(|_| ids.into_iter().filter_map(|id| self.message(id)).collect())
+    }
+
+    /// Whether the survey is still to come to a message.
+    pub fn is_ahead(&self, id: MessageId) -> bool {
+        self.survey.is_some_and(|survey| survey.seen.is_none_or(|seen| id > seen))
+    }
+
     /// Marks a message as being delivered, unless it has left or is being withdrawn. From here on it is never taken back
     /// in this term.
-    pub fn open(&mut self, id: MessageId) -> Option<&Message> {
+    pub fn open(&mut self, id: MessageId) -> Option<Arc<Message>> {
         if self.journal.is_none() || self.withdrawing.contains(&id) {
             return None;
         }
-        let message = self.messages.get(&id)?;
+        let message = self.message(id)?;
         self.opened.insert(id);
         Some(message)
     }
@@ -161,31 +190,30 @@ impl Queue {
 
     fn insert(&mut self, message: Message) {
         let id = message.id;
-        self.bytes += message.size;
-        self.dirty.insert(id);
-        self.messages.insert(id, message);
-        self.note(Change::Added(id));
+        self.messages.insert(message);
+        self.note_added(id);
+    }
+
+    fn note_added(&mut self, id: MessageId) {
+        if !self.is_ahead(id) {
+            self.note(Change::Added(id));
+        }
     }
 
     /// Takes a message out of the queue; its bodies die.
-    fn leave(&mut self, id: MessageId, erase: &mut Vec<LogIndex>) {
-        let Some(message) = self.messages.remove(&id) else { return };
-        self.bytes -= message.size;
+    fn leave(&mut self, message: &Message, erase: &mut Vec<LogIndex>) {
+        self.messages.remove(message);
         if let Some(first) = message.bodies.first() {
-            self.erasing.insert(*first, id);
+            self.erasing.insert(*first, message.id);
         }
-        erase.extend(message.bodies);
-        self.dirty.remove(&id);
-        if self.spilled.remove(&id) {
-            self.gone.push(id.0);
-        }
-        self.opened.remove(&id);
+        erase.extend_from_slice(&message.bodies);
+        self.opened.remove(&message.id);
     }
 
     /// Tells the scheduler of a message again: a connection of an earlier term has let go of it.
     pub fn reschedule(&mut self, id: MessageId) {
-        if self.messages.contains_key(&id) {
-            self.note(Change::Added(id));
+        if self.messages.contains(id) {
+            self.note_added(id);
         }
     }
 
@@ -201,7 +229,7 @@ impl Queue {
     /// What the queue knows of an id already. One whose pieces are still coming in is new, however slow its client.
     fn known(&self, id: MessageId) -> Option<Answer> {
         match self.tables.window.get(&id) {
-            _ if self.messages.contains_key(&id) => Some(Answer::Accepted),
+            _ if self.messages.contains(id) => Some(Answer::Accepted),
             _ if self.tables.pieces.contains_key(&id) => None,
             Some(true) => Some(Answer::Withdrawn),
             Some(false) => Some(Answer::Accepted),
@@ -286,26 +314,31 @@ impl Queue {
         Answer::Done
     }
 
-    fn withdraw(&mut self, at: LogPosition, id: MessageId, erase: &mut Vec<LogIndex>) -> Answer {
+    fn withdraw(
+        &mut self,
+        at: LogPosition,
+        id: MessageId,
+        erase: &mut Vec<LogIndex>,
+    ) -> Result<Answer, ReadError> {
         self.withdrawing.remove(&id);
-        match self.messages.get(&id) {
+        match self.messages.get(id)? {
             // A later leader schedules messages of earlier terms always, so only the accepting term may take it back.
-            Some(message) if message.accepted.0 != at.term.0 => return Answer::Stands,
+            Some(message) if message.accepted.0 != at.term.0 => return Ok(Answer::Stands),
             // Settled in part means started.
             Some(message) if message.envelope.recipients.iter().any(|r| r.state != State::Pending) => {
-                return Answer::Stands;
+                return Ok(Answer::Stands);
             }
-            Some(_) => self.leave(id, erase),
+            Some(message) => self.leave(&message, erase),
             None => match self.tables.window.get(&id) {
-                Some(true) => return Answer::Withdrawn,
-                Some(false) => return Answer::Stands,
+                Some(true) => return Ok(Answer::Withdrawn),
+                Some(false) => return Ok(Answer::Stands),
                 // It may have been accepted, handed off and forgotten: nothing can be said of it.
-                None if self.known(id) == Some(Answer::TooOld) => return Answer::TooOld,
+                None if self.known(id) == Some(Answer::TooOld) => return Ok(Answer::TooOld),
                 None => self.drop_pieces(id, erase),
             },
         }
         self.tables.window.insert(id, true);
-        Answer::Withdrawn
+        Ok(Answer::Withdrawn)
     }
 
     fn settle(
@@ -315,37 +348,38 @@ impl Queue {
         notice: Option<Notice>,
         body_bytes: u32,
         erase: &mut Vec<LogIndex>,
-    ) -> Answer {
+    ) -> Result<Answer, ReadError> {
         let mut told = false;
         for outcome in outcomes {
-            let Some(message) = self.messages.get_mut(&outcome.id) else { continue };
-            let recipients = &mut message.envelope.recipients;
-            let Some(recipient) = recipients.get_mut(outcome.recipient as usize) else { continue };
-            if recipient.state != State::Pending {
+            let number = outcome.recipient as usize;
+            let Some(message) = self.messages.get(outcome.id)? else { continue };
+            if message.envelope.recipients.get(number).is_none_or(|r| r.state != State::Pending) {
                 continue;
             }
-            recipient.last_reply = outcome.reply;
-            recipient.state = match outcome.fate {
-                Fate::Delivered => State::Delivered,
-                Fate::Failed => State::Failed,
-                Fate::Expired => State::Expired,
-                Fate::Removed => State::Removed,
-                Fate::Deferred => {
-                    recipient.attempts += 1;
-                    State::Pending
-                }
-            };
-            told |= matches!(recipient.state, State::Failed | State::Expired);
-            self.dirty.insert(outcome.id);
-            if self.messages[&outcome.id].pending().next().is_none() {
-                self.leave(outcome.id, erase);
+            told |= matches!(outcome.fate, Fate::Failed | Fate::Expired);
+            let message = self.messages.change(message, |message| {
+                let recipient = &mut message.envelope.recipients[number];
+                recipient.last_reply = outcome.reply;
+                recipient.state = match outcome.fate {
+                    Fate::Delivered => State::Delivered,
+                    Fate::Failed => State::Failed,
+                    Fate::Expired => State::Expired,
+                    Fate::Removed => State::Removed,
+                    Fate::Deferred => {
+                        recipient.attempts += 1;
+                        State::Pending
+                    }
+                };
+            });
+            if message.pending().next().is_none() {
+                self.leave(&message, erase);
                 self.tables.window.insert(outcome.id, false);
                 self.note(Change::Left(outcome.id));
             }
         }
         match notice {
             // Neither lost nor doubled: it counts if and only if this entry settled somebody whose sender is to be told.
-            Some(Notice { id, envelope }) if told && !self.messages.contains_key(&id) => {
+            Some(Notice { id, envelope }) if told && !self.messages.contains(id) => {
                 let accepted = (at.term.0, at.index);
                 self.insert(Message {
                     id,
@@ -357,7 +391,7 @@ impl Queue {
             }
             _ => erase.push(at.index),
         }
-        Answer::Done
+        Ok(Answer::Done)
     }
 
     fn tick(&mut self, now: Tick, erase: &mut Vec<LogIndex>) {
@@ -380,16 +414,16 @@ impl Queue {
 }
 
 impl Machine for Queue {
-    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Applied {
+    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ReadError> {
         let mut erase = Vec::new();
         let answer = match Command::decode(command) {
             Ok(Command::Accept { id, envelope, size, pieces }) => {
                 self.accept(at, id, envelope, size, pieces, &mut erase)
             }
             Ok(Command::Piece { id, seq, piece }) => self.piece(at, id, seq, piece, &mut erase),
-            Ok(Command::Withdraw { id }) => self.withdraw(at, id, &mut erase),
+            Ok(Command::Withdraw { id }) => self.withdraw(at, id, &mut erase)?,
             Ok(Command::Settle { outcomes, notice }) => {
-                self.settle(at, outcomes, notice, body_bytes, &mut erase)
+                self.settle(at, outcomes, notice, body_bytes, &mut erase)?
             }
             Ok(Command::Tick { now }) => {
                 self.tick(now, &mut erase);
@@ -408,7 +442,7 @@ impl Machine for Queue {
         if cfg!(debug_assertions) {
             self.check_touched();
         }
-        Applied { outcome: answer.encode(), erase }
+        Ok(Applied { outcome: answer.encode(), erase })
     }
 
     fn admit(&mut self, command: &[u8]) -> Result<(), Refusal> {
@@ -428,37 +462,37 @@ impl Machine for Queue {
     }
 
     fn delta(&mut self) -> Delta {
-        let dirty = std::mem::take(&mut self.dirty);
-        let rows = dirty.iter().filter_map(|id| Some((id.0, self.messages.get(id)?.row()))).collect();
-        self.spilled.extend(dirty);
-        Delta { rows, gone: std::mem::take(&mut self.gone), tables: self.tables.encode() }
+        let (rows, gone) = self.messages.delta();
+        Delta { rows, gone, tables: self.tables.encode() }
     }
 
-    fn whole(&self) -> Delta {
-        let rows = self.messages.values().map(|m| (m.id.0, m.row())).collect();
-        Delta { rows, gone: Vec::new(), tables: self.tables.encode() }
+    fn checkpointed(&mut self) -> Vec<u128> {
+        self.messages.checkpointed()
     }
 
-    fn restore(&mut self, tables: &[u8], rows: &BTreeMap<u128, Bytes>) -> Result<(), String> {
+    fn whole(&self) -> Result<Delta, ReadError> {
+        let mut rows = Vec::with_capacity(self.messages.totals().messages);
+        self.messages.each(|message| rows.push((message.id.0, message.row())))?;
+        Ok(Delta { rows, gone: Vec::new(), tables: self.tables.encode() })
+    }
+
+    fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String> {
         let tables = Tables::decode(tables)?;
-        let mut messages = BTreeMap::new();
-        for row in rows.values() {
-            let message = Message::from_row(row)?;
-            messages.insert(message.id, message);
-        }
-        self.spilled = messages.keys().copied().collect();
-        self.bytes = messages.values().map(|m| m.size).sum();
+        self.messages = match origin {
+            Origin::Checkpoint(rows) => Messages::of_checkpoint(rows)?,
+            Origin::Snapshot(found, rows) => Messages::of_snapshot(&found, rows)?,
+        };
         let parts = tables.pieces.values().flat_map(|p| p.parts.values());
         self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
-        (self.messages, self.tables) = (messages, tables);
-        self.dirty.clear();
-        self.gone.clear();
+        self.tables = tables;
         self.end_journal();
         Ok(())
     }
 
-    fn live_bodies(&self) -> BTreeSet<LogIndex> {
+    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError> {
         let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
-        self.messages.values().flat_map(|m| m.bodies.iter().copied()).chain(pieces).collect()
+        let mut live: BTreeSet<LogIndex> = pieces.collect();
+        self.messages.each(|message| live.extend(&message.bodies))?;
+        Ok(live)
     }
 }

@@ -142,6 +142,11 @@ impl Message {
         let numbered = self.envelope.recipients.iter().enumerate();
         numbered.filter(|(_, r)| r.state == State::Pending).map(|(n, _)| n as u16)
     }
+
+    /// Whether it was tried and put off, as Postfix uses the word.
+    pub fn is_deferred(&self) -> bool {
+        self.pending().any(|n| self.envelope.recipients[n as usize].attempts > 0)
+    }
 }
 
 #[cfg(test)]

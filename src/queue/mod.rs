@@ -6,9 +6,11 @@ pub mod bounce;
 pub mod command;
 mod invariants;
 pub mod message;
+mod messages;
 pub mod retry;
 mod tables;
 
 pub use apply::{Change, Queue};
 pub use command::Command;
 pub use message::{Message, MessageId};
+pub use messages::Totals;

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod disk;
 pub mod erase;
 mod error;
+pub mod index;
 pub mod limits;
 pub mod log;
 pub mod position;
@@ -22,5 +23,6 @@ pub mod record;
 
 pub use bytes::Bytes;
 pub use error::{OpenError, ReadError, StoreFailed};
+pub use index::{Rows, Shelf};
 pub use log::{Checkpoint, Completion, Entry, Identity, Log, Options, Recovered, SpaceReport};
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};

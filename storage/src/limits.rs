@@ -36,6 +36,15 @@ pub const CACHE_BYTES_MAX: usize = 64 << 20;
 /// What one read of a range of entries returns at the most (never less than one entry).
 pub const READ_BYTES_MAX: usize = 2 << 20;
 
+/// Rows that the index is given or asked for in one go.
+pub const INDEX_BATCH_ROWS: usize = 1000;
+
+/// Pieces of news that may wait for the index's thread. Beyond it they are dropped, and the index is compared with the log.
+pub const INDEX_NEWS_MAX: usize = 64;
+
+/// Cache of the index. sled's bound is a loose one.
+pub const INDEX_CACHE_BYTES: u64 = 32 << 20;
+
 // A segment must hold its opening records (head, vote, floor: under a block each) and the largest batch.
 const _: () = assert!(SEGMENT_BYTES_MIN >= BATCH_BYTES_MAX as u64 + (HEAD_BYTES_MAX + BODY_BYTES_MAX) as u64);
 const _: () = assert!(SEGMENT_BYTES_MAX <= u32::MAX as u64);

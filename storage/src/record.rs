@@ -127,7 +127,7 @@ pub struct Header {
     pub head_bytes: u32,
     /// Length of the body.
     pub body_bytes: u32,
-    head_crc: u32,
+    pub(crate) head_crc: u32,
     body_crc: u32,
 }
 

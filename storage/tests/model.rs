@@ -9,21 +9,40 @@ use std::sync::{Arc, Mutex};
 
 use holdfast_storage::codec::Vote;
 use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::index::Standing;
+use holdfast_storage::index::sim::{Lie, SimShelf};
 use holdfast_storage::{
-    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Term,
+    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Rows, Term,
 };
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 enum Operation {
-    Append { body: usize },
-    Truncate { keep: usize },
+    Append {
+        body: usize,
+    },
+    Truncate {
+        keep: usize,
+    },
     Vote,
-    Checkpoint { rows: u8, gone: u8 },
+    Checkpoint {
+        rows: u8,
+        gone: u8,
+    },
     Purge,
-    Erase { back: usize },
+    Erase {
+        back: usize,
+    },
     Settle,
-    Crash { after: u64 },
+    /// The index begins to lie, and somebody's row is planted in it.
+    Lie {
+        lie: Lie,
+    },
+    /// Some rows leave memory.
+    Spill,
+    Crash {
+        after: u64,
+    },
     Restart,
 }
 
@@ -36,6 +55,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Purge),
         4 => (0usize..30).prop_map(|back| Operation::Erase { back }),
         3 => Just(Operation::Settle),
+        1 => prop_oneof![
+            Just(Lie::None), Just(Lie::LosesWrites), Just(Lie::Flips), Just(Lie::Panics), Just(Lie::Fails), Just(Lie::Shut),
+        ].prop_map(|lie| Operation::Lie { lie }),
+        3 => Just(Operation::Spill),
         2 => (0u64..12).prop_map(|after| Operation::Crash { after }),
         1 => Just(Operation::Restart),
     ]
@@ -61,7 +84,9 @@ impl Model {
 
 struct Run {
     disk: SimDisk,
-    log: Option<Log>,
+    log: Option<Arc<Log>>,
+    shelf: SimShelf,
+    rows: Option<Rows>,
     /// The state after each operation since the last restart.
     states: Vec<Model>,
     /// How many operations are known durable.
@@ -82,10 +107,13 @@ impl Run {
     fn new(seed: u64) -> Run {
         let disk = SimDisk::new(seed);
         let (log, recovered) = open(&disk);
+        let log = Arc::new(log);
         assert!(recovered.pristine);
         Run {
             disk,
+            rows: Some(Rows::new(log.clone(), None)),
             log: Some(log),
+            shelf: SimShelf::default(),
             states: vec![Model::default()],
             durable: Arc::default(),
             killed: BTreeSet::new(),
@@ -150,6 +178,7 @@ impl Run {
                     .into_iter()
                     .collect();
                 let gone: Vec<u128> = model.rows.keys().take(*gone as usize).copied().collect();
+                self.rows.as_ref().unwrap().gone(gone.clone());
                 let tables = vec![self.counter as u8; (self.counter as usize * 977) % 600_000];
                 let checkpoint = Checkpoint {
                     applied,
@@ -181,7 +210,22 @@ impl Run {
             Operation::Settle => {
                 let (tell, told) = channel();
                 self.log().append(Vec::new(), Box::new(move |r| drop(tell.send(r))));
-                let _ = told.recv();
+                if let Ok(Ok(())) = told.recv() {
+                    assert_eq!(
+                        all_rows(self.rows.as_ref().unwrap()),
+                        model.rows,
+                        "P9: whatever the index says"
+                    );
+                }
+                return;
+            }
+            Operation::Lie { lie } => {
+                self.shelf.lie(*lie);
+                self.shelf.plant(self.counter as u128 % 40, Bytes::from_static(b"somebody else's"));
+                return;
+            }
+            Operation::Spill => {
+                self.rows.as_ref().unwrap().spilled(model.rows.keys().copied().collect());
                 return;
             }
             Operation::Crash { after } => {
@@ -198,6 +242,7 @@ impl Run {
     }
 
     fn restart(&mut self, crash: bool) {
+        drop(self.rows.take());
         if crash {
             // The last operation hangs in the air while the power goes.
             let _ = self.log.take();
@@ -207,6 +252,8 @@ impl Run {
             drop(self.log.take());
         }
         let (log, recovered) = open(&self.disk);
+        let log = Arc::new(log);
+        let rows = Rows::new(log.clone(), Some(Box::new(self.shelf.clone())));
         log.check();
         assert!(!recovered.ambiguous_tail, "a crash is never ambiguous");
         let all = log.entries(0..u64::MAX, usize::MAX).expect("what is found is readable");
@@ -215,7 +262,7 @@ impl Run {
             floor: log.floor(),
             entries: all.iter().map(|e| (e.at, e.body.clone())).collect(),
             vote: recovered.vote,
-            rows: checkpoint.rows.into_iter().map(|(k, v)| (k, v.to_vec())).collect(),
+            rows: all_rows(&rows),
             tables: checkpoint.tables.to_vec(),
             applied: Some(checkpoint.applied).filter(|a| *a != LogPosition::default()),
         };
@@ -245,8 +292,22 @@ impl Run {
         );
         self.states = vec![found];
         *self.durable.lock().unwrap() = 0;
-        self.log = Some(log);
+        (self.log, self.rows) = (Some(log), Some(rows));
         self.term += 1;
+    }
+}
+
+/// All rows, read in small steps.
+fn all_rows(rows: &Rows) -> BTreeMap<u128, Vec<u8>> {
+    let (mut all, mut after) = (BTreeMap::new(), None);
+    loop {
+        let keys = rows.keys(after, 3);
+        let Some(last) = keys.last() else { return all };
+        after = Some(*last);
+        for key in keys {
+            assert!(rows.contains(key));
+            all.insert(key, rows.get(key).expect("every row is readable").expect("a key has a row").to_vec());
+        }
     }
 }
 
@@ -496,6 +557,68 @@ fn p1_a_checkpoint_larger_than_a_segment_keeps_its_rows() {
     told.recv().unwrap().unwrap();
     log.check();
     drop(log);
-    let (_, recovered) = open(&disk);
-    assert_eq!(recovered.checkpoint.unwrap().rows.len(), 600);
+    let (log, recovered) = open(&disk);
+    assert!(recovered.checkpoint.is_some());
+    assert_eq!(log.row_keys(None, 1000).len(), 600);
+    assert_eq!(log.row(599).unwrap().unwrap(), vec![599u32 as u8; 60_000]);
+}
+
+/// Waits until the index is as it should be.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for n in 0.. {
+        if holds() {
+            return;
+        }
+        assert!(n < 2000, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn with_rows(disk: &SimDisk, count: u128) -> Arc<Log> {
+    let (log, _) = open(disk);
+    append(&log, vec![entry(0, 1, b"")]);
+    let rows = (0..count).map(|n| (n, n.to_string().into_bytes())).collect();
+    let applied = LogPosition { term: Term(1), index: LogIndex(0) };
+    let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1], replaces_all: false };
+    let (tell, told) = channel();
+    log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
+    told.recv().unwrap().unwrap();
+    Arc::new(log)
+}
+
+/// P9: an index that is stale, another node's or rotten is brought up to the log at the start: lacking rows are put, strange
+/// ones removed.
+#[test]
+fn p9_a_strange_index_is_brought_up_to_the_log() {
+    let disk = SimDisk::new(8);
+    let log = with_rows(&disk, 2500);
+    let shelf = SimShelf::default();
+    shelf.plant(7, Bytes::from_static(b"stale"));
+    shelf.plant(5000, Bytes::from_static(b"another node's"));
+    let rows = Rows::new(log, Some(Box::new(shelf.clone())));
+    until("the index is folded", || rows.standing() == Standing::Ready);
+    assert_eq!(shelf.keys(), (0..2500).collect::<Vec<u128>>());
+    let before = shelf.counts().0;
+    assert_eq!(rows.get(7).unwrap().unwrap(), &b"7"[..]);
+    assert_eq!(rows.get(5000).unwrap(), None);
+    assert_eq!(shelf.counts().0, before + 1, "the index was asked, but only for what the log knows");
+}
+
+/// P9: an index that fails is set aside, and every row is still there.
+#[test]
+fn p9_an_index_that_fails_costs_no_row() {
+    for lie in [Lie::Panics, Lie::Fails, Lie::Shut] {
+        let disk = SimDisk::new(9);
+        let log = with_rows(&disk, 10);
+        let shelf = SimShelf::default();
+        let rows = Rows::new(log, Some(Box::new(shelf.clone())));
+        until("the index is folded", || rows.standing() == Standing::Ready || lie == Lie::Shut);
+        shelf.lie(lie);
+        for key in 0..10 {
+            assert_eq!(rows.get(key).unwrap().unwrap(), key.to_string().into_bytes(), "{lie:?}");
+        }
+        if lie != Lie::Shut {
+            until("it is set aside", || rows.standing() == Standing::Aside && shelf.counts().1 >= 1);
+        }
+    }
 }

@@ -6,11 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-
 use super::recovery::{self, Found, Scan, Verdict};
 use super::segment::{create, slot_of};
-use super::state::{LogState, Segment, Slot};
+use super::state::{LogState, RowPlace, Segment, Slot};
 use super::superblock::{Contents, Superblock};
 use super::writer::Written;
 use super::{Identity, Recovered, RecoveredCheckpoint};
@@ -44,6 +42,8 @@ pub struct Survey {
     pub entries: u64,
     /// Bodies that are not erased, and their octets.
     pub bodies: (u64, u64),
+    /// Rows of the newest complete checkpoint.
+    pub rows: u64,
     /// Whether the tail is torn, as after a kill: harmless, cut at the next start.
     pub torn_tail: bool,
 }
@@ -62,6 +62,7 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
     let mut state = LogState::default();
     let scanned = scan_all(disk, &superblock, &mut state)?;
     let records = scanned.records.len() as u64;
+    let torn_tail = scanned.cut.is_some();
     replay(scanned, &mut state)?;
     Ok(Survey {
         segments: state.segments.len(),
@@ -71,7 +72,8 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
             state.bodies.len() as u64,
             state.bodies.values().filter_map(|(_, l)| l.map(|l| l.body_bytes as u64)).sum(),
         ),
-        torn_tail: false,
+        torn_tail,
+        rows: state.rows.len() as u64,
     })
 }
 
@@ -284,7 +286,7 @@ fn decode<T: bincode::Decode<()>>(what: &'static str, found: &Found) -> Result<T
 /// Rows, tombstones and tables as they are found, by checkpoint.
 #[derive(Default)]
 struct Checkpoints {
-    rows: Vec<(u64, u128, Bytes, SegmentId)>,
+    rows: Vec<(u64, u128, RowPlace)>,
     gone: Vec<(u64, u128, SegmentId)>,
     tables: BTreeMap<u64, BTreeMap<u32, (Vec<u8>, SegmentId)>>,
     ends: BTreeMap<u64, (CheckpointEnd, SegmentId)>,
@@ -341,12 +343,12 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
                 }
             }
             Kind::Row => {
-                let Some((key, row)) = found.head.split_first_chunk::<16>() else {
+                let Some(key) = found.head.first_chunk() else {
                     let why = "a row without a key".into();
                     return Err(OpenError::Damaged { at: location.to_string(), why });
                 };
-                let row = found.head.slice_ref(row);
-                checkpoints.rows.push((index.0, u128::from_le_bytes(*key), row, segment));
+                let place = RowPlace { location, crc: found.head_crc };
+                checkpoints.rows.push((index.0, u128::from_le_bytes(*key), place));
             }
             Kind::Gone => {
                 let gone: Gone = decode("tombstones", &found)?;
@@ -425,14 +427,14 @@ fn fold_checkpoints(
     let limit = newest.as_ref().map_or(0, |(number, _, _)| *number);
     let counts = |number: u64| number <= limit && !declared.contains(&number);
     let mut highest = limit;
-    let mut current: BTreeMap<u128, (u64, Bytes, SegmentId)> = BTreeMap::new();
-    for (number, key, row, segment) in rows {
+    let mut current: BTreeMap<u128, (u64, RowPlace)> = BTreeMap::new();
+    for (number, key, place) in rows {
         highest = highest.max(number);
-        state.row_written(key, number, segment);
+        state.row_written(key, number, place.location.segment);
         if !counts(number) {
             state.void.insert(number);
-        } else if current.get(&key).is_none_or(|(n, _, _)| *n <= number) {
-            current.insert(key, (number, row, segment));
+        } else if current.get(&key).is_none_or(|(n, _)| *n <= number) {
+            current.insert(key, (number, place));
         }
     }
     let mut void_keys = Vec::new();
@@ -462,11 +464,7 @@ fn fold_checkpoints(
     places.push(end_segment);
     let mut bytes = Vec::new();
     parts.values().for_each(|(part, _)| bytes.extend_from_slice(part));
-    let row_places: Vec<(u128, SegmentId)> = current.iter().map(|(k, (_, _, s))| (*k, *s)).collect();
+    let row_places: Vec<(u128, RowPlace)> = current.into_iter().map(|(k, (_, place))| (k, place)).collect();
     state.checkpoint_complete(&row_places, &void_keys, places);
-    Ok(Some(RecoveredCheckpoint {
-        applied: end.applied,
-        tables: bytes.into(),
-        rows: current.into_iter().map(|(key, (_, row, _))| (key, row)).collect(),
-    }))
+    Ok(Some(RecoveredCheckpoint { applied: end.applied, tables: bytes.into() }))
 }

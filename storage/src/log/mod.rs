@@ -8,7 +8,7 @@
 
 mod batch;
 mod fold;
-mod reader;
+pub(crate) mod reader;
 pub mod recovery;
 mod segment;
 pub(crate) mod state;
@@ -82,10 +82,8 @@ pub struct Recovered {
 pub struct RecoveredCheckpoint {
     /// The state's position.
     pub applied: LogPosition,
-    /// The small tables.
+    /// The small tables. The rows are read by key: [`Log::row`].
     pub tables: Bytes,
-    /// Rows by key.
-    pub rows: std::collections::BTreeMap<u128, Bytes>,
 }
 
 /// The state of the queue at a position: what changed since the checkpoint before.

@@ -1,11 +1,13 @@
 //! Reading entries and bodies back. Every read is verified against the record's header, so a wrong octet is an error and
 //! never a message.
 
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::recovery::ROW_KEY_BYTES;
+use super::state::RowPlace;
 use super::{Entry, Log};
 use crate::disk::DiskFile;
 use crate::error::ReadError;
@@ -58,10 +60,10 @@ impl Log {
             .map(|(at, source)| match source {
                 Source::Memory(head, body) => Ok(Entry { at, head, body }),
                 Source::Disk { file, location, body } => {
-                    let found = match read(&*file, location, at, body) {
+                    let found = match read(&*file, location, Some(at.index), body) {
                         // Erased between looking and reading.
                         Err(ReadError::Damaged { .. }) if body && !self.is_live(at.index, location) => {
-                            read(&*file, location, at, false)
+                            read(&*file, location, Some(at.index), false)
                         }
                         found => found,
                     };
@@ -98,17 +100,72 @@ impl Log {
             };
             (segment.file.clone(), location)
         };
-        let at = LogPosition { term: Term(0), index };
-        match read(&*file, location, at, true) {
+        match read(&*file, location, Some(index), true) {
             Err(ReadError::Damaged { .. }) if !self.is_live(index, location) => Err(ReadError::Absent(index)),
             found => found.map(|(_, body)| body),
         }
+    }
+
+    /// The row of `key` as the newest complete checkpoint wrote it, read from the log.
+    ///
+    /// # Errors
+    /// If its record cannot be read or is damaged.
+    pub fn row(&self, key: u128) -> Result<Option<Bytes>, ReadError> {
+        loop {
+            let (file, place) = {
+                let state = self.inner.state();
+                let Some(place) = state.rows.get(&key).copied() else { return Ok(None) };
+                let Some(segment) = state.segments.get(&place.location.segment) else {
+                    return Err(damaged(place.location, "its segment is gone"));
+                };
+                (segment.file.clone(), place)
+            };
+            let found = read(&*file, place.location, None, false).and_then(|(head, _)| {
+                let same = row_crc(key, &head[ROW_KEY_BYTES.min(head.len())..]) == place.crc;
+                let row = || head.slice(ROW_KEY_BYTES..);
+                if same { Ok(row()) } else { Err(damaged(place.location, "another row stands here")) }
+            });
+            match found {
+                // A newer checkpoint has replaced it, and its segment was given back, between looking and reading.
+                Err(ReadError::Damaged { .. }) if self.row_place(key) != Some(place) => {}
+                found => return found.map(Some),
+            }
+        }
+    }
+
+    fn row_place(&self, key: u128) -> Option<RowPlace> {
+        self.inner.state().rows.get(&key).copied()
+    }
+
+    /// The CRC-32 of the key and row that the newest complete checkpoint has for `key`, key first.
+    pub fn row_crc(&self, key: u128) -> Option<u32> {
+        self.row_place(key).map(|place| place.crc)
+    }
+
+    /// Up to `max` keys above `after` that have a row, in rising order, with the CRC-32 of each.
+    pub fn row_keys(&self, after: Option<u128>, max: usize) -> Vec<(u128, u32)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.inner.state();
+        state.rows.range((from, Bound::Unbounded)).take(max).map(|(key, place)| (*key, place.crc)).collect()
+    }
+
+    /// Stops the log: a row that the state needs is in no place where it could be read.
+    pub(crate) fn fail_reading(&self, error: &ReadError) {
+        self.inner.fail(&error.to_string());
     }
 
     /// Whether the body at a place is still live.
     fn is_live(&self, index: LogIndex, location: Location) -> bool {
         self.inner.state().bodies.get(&index).is_some_and(|(_, place)| *place == Some(location))
     }
+}
+
+/// CRC-32 of a key and its row, as the head of a row's record has it.
+pub(crate) fn row_crc(key: u128, row: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&key.to_le_bytes());
+    crc.update(row);
+    crc.finalize()
 }
 
 fn damaged(at: Location, why: &str) -> ReadError {
@@ -118,7 +175,7 @@ fn damaged(at: Location, why: &str) -> ReadError {
 fn read(
     file: &dyn DiskFile,
     location: Location,
-    at: LogPosition,
+    index: Option<LogIndex>,
     with_body: bool,
 ) -> Result<(Bytes, Bytes), ReadError> {
     let head_end = HEADER_BYTES + location.head_bytes as usize;
@@ -128,7 +185,7 @@ fn read(
         .map_err(|error| ReadError::Io { at: location, error })?;
     let header = record::read_header(&bytes, location.segment, location.offset)
         .map_err(|invalid| damaged(location, &invalid.to_string()))?;
-    if header.at.index != at.index
+    if index.is_some_and(|index| header.at.index != index)
         || header.head_bytes != location.head_bytes
         || header.body_bytes != location.body_bytes
     {

@@ -12,13 +12,19 @@ use crate::record::{self, Invalid, Kind};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
+/// A row's head begins with its key.
+pub(crate) const ROW_KEY_BYTES: usize = size_of::<u128>();
+
 /// A record that was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) kind: Kind,
     pub(crate) at: LogPosition,
     pub(crate) location: Location,
+    /// The head of a kind that is folded from it; of a row the key alone, of an entry nothing: a log can be larger than memory.
     pub(crate) head: Bytes,
+    /// CRC-32 of the whole head.
+    pub(crate) head_crc: u32,
     /// Whether the body's octets are what was written.
     pub(crate) body_intact: bool,
     /// Whether they are all zeros.
@@ -127,7 +133,12 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
                 head_bytes: header.head_bytes,
                 body_bytes: header.body_bytes,
             },
-            head: Bytes::copy_from_slice(head),
+            head: Bytes::copy_from_slice(match header.kind {
+                Kind::Entry | Kind::Body => &[],
+                Kind::Row => &head[..head.len().min(ROW_KEY_BYTES)],
+                _ => head,
+            }),
+            head_crc: header.head_crc,
             body_intact,
             body_zeroed: body.iter().all(|b| *b == 0),
             zero_block: !body_intact && has_zero_block(bytes, at, end),

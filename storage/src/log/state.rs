@@ -75,6 +75,14 @@ impl Segment {
     }
 }
 
+/// Where the current row of a key stands, and the CRC-32 of its record's head (key and row): whatever claims to be this
+/// row elsewhere is believed if it has that CRC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowPlace {
+    pub(crate) location: Location,
+    pub(crate) crc: u32,
+}
+
 /// A body whose story is over and whose octets are still there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dying {
@@ -95,8 +103,8 @@ pub(crate) struct LogState {
     /// Bodies that are not erased, above and below the floor.
     pub(crate) bodies: BTreeMap<LogIndex, (Ticket, Option<Location>)>,
     pub(crate) segments: BTreeMap<SegmentId, Segment>,
-    /// Segment of the current row of each key.
-    pub(crate) rows: BTreeMap<u128, SegmentId>,
+    /// The current row of each key: that of the newest complete checkpoint.
+    pub(crate) rows: BTreeMap<u128, RowPlace>,
     /// How many row records each key has in all segments.
     pub(crate) row_copies: BTreeMap<u128, u32>,
     /// Keys whose rows are void, and the segment of the record that says so.
@@ -287,19 +295,19 @@ impl LogState {
     /// A checkpoint is complete: its rows replace older ones, its tables the older tables.
     pub(crate) fn checkpoint_complete(
         &mut self,
-        rows: &[(u128, SegmentId)],
+        rows: &[(u128, RowPlace)],
         gone: &[(u128, SegmentId)],
         tables: Vec<SegmentId>,
     ) {
-        for (key, segment) in rows {
-            if let Some(old) = self.rows.insert(*key, *segment) {
-                self.drop_live(old, 0);
+        for (key, place) in rows {
+            if let Some(old) = self.rows.insert(*key, *place) {
+                self.drop_live(old.location.segment, 0);
             }
-            self.add_live(*segment, 0);
+            self.add_live(place.location.segment, 0);
         }
         for (key, segment) in gone {
             if let Some(old) = self.rows.remove(key) {
-                self.drop_live(old, 0);
+                self.drop_live(old.location.segment, 0);
             }
             if self.row_copies.contains_key(key) {
                 self.gone.insert(*key, *segment);
@@ -364,7 +372,7 @@ impl LogState {
         for l in places.chain(self.dying.iter().map(|d| d.location)) {
             *live.entry(l.segment).or_default() += 1;
         }
-        for segment in self.rows.values().chain(&self.tables) {
+        for segment in self.rows.values().map(|row| &row.location.segment).chain(&self.tables) {
             *live.entry(*segment).or_default() += 1;
         }
         for (id, segment) in &self.segments {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::batch::{self, Batch};
-use super::state::{Segment, Ticket};
+use super::state::{RowPlace, Segment, Ticket};
 use super::{Completion, Inner};
 use crate::codec::{self, SegmentHead, Vote};
 use crate::error::StoreFailed;
@@ -64,7 +64,7 @@ pub(crate) struct Written {
 /// The rows, tombstones and table parts of a checkpoint that is being written.
 #[derive(Default)]
 struct Pending {
-    rows: Vec<(u128, SegmentId)>,
+    rows: Vec<(u128, RowPlace)>,
     gone: Vec<(u128, SegmentId)>,
     tables: Vec<SegmentId>,
 }
@@ -193,7 +193,8 @@ impl Writer {
                     Note::Row { key, number } => {
                         state.pending.insert(location.segment);
                         state.row_written(key, number, location.segment);
-                        pending.rows.push((key, location.segment));
+                        let crc = crc32fast::hash(&p.record.head);
+                        pending.rows.push((key, RowPlace { location, crc }));
                     }
                     Note::Gone(keys) => {
                         state.pending.insert(location.segment);

@@ -1,0 +1,72 @@
+//! The index on disk: sled, and the only module that names it.
+//!
+//! Its `flush` does not fsync on Linux, a kill or a full disk can leave it unopenable, and it may panic on what it reads. Nothing
+//! here relies on it: see the parent module.
+#![expect(clippy::disallowed_methods, reason = "sled does its own file I/O, so its directory is moved here")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Index, IndexFailed, Shelf};
+use crate::limits::INDEX_CACHE_BYTES;
+
+/// A directory for the index, beside the log.
+pub struct Directory(pub PathBuf);
+
+impl Shelf for Directory {
+    fn open(&self) -> Result<Arc<dyn Index>, IndexFailed> {
+        let config = sled::Config::new().path(&self.0).cache_capacity(INDEX_CACHE_BYTES);
+        let db = config.flush_every_ms(Some(1000)).open().map_err(failed)?;
+        Ok(Arc::new(Sled(db)))
+    }
+
+    fn set_aside(&self) -> std::io::Result<()> {
+        if !self.0.exists() {
+            return Ok(());
+        }
+        // One is kept, for whoever wants to look at it; it holds nothing that the log has not.
+        let aside = self.0.with_extension("aside");
+        if aside.exists() {
+            std::fs::remove_dir_all(&aside)?;
+        }
+        std::fs::rename(&self.0, aside)
+    }
+}
+
+struct Sled(sled::Db);
+
+fn failed(error: sled::Error) -> IndexFailed {
+    IndexFailed(error.to_string())
+}
+
+impl Index for Sled {
+    fn get(&self, key: u128) -> Result<Option<Bytes>, IndexFailed> {
+        let row = self.0.get(key.to_be_bytes()).map_err(failed)?;
+        Ok(row.map(|row| Bytes::copy_from_slice(&row)))
+    }
+
+    fn range(&self, after: Option<u128>, max: usize) -> Result<Vec<(u128, Bytes)>, IndexFailed> {
+        let rows = match after {
+            Some(u128::MAX) => return Ok(Vec::new()),
+            Some(after) => self.0.range((after + 1).to_be_bytes()..),
+            None => self.0.iter(),
+        };
+        rows.take(max)
+            .map(|row| {
+                let (key, row) = row.map_err(failed)?;
+                let key =
+                    key.as_ref().try_into().map_err(|_| IndexFailed("a key of a strange length".into()))?;
+                Ok((u128::from_be_bytes(key), Bytes::copy_from_slice(&row)))
+            })
+            .collect()
+    }
+
+    fn write(&self, puts: &[(u128, Bytes)], removes: &[u128]) -> Result<(), IndexFailed> {
+        let mut batch = sled::Batch::default();
+        puts.iter().for_each(|(key, row)| batch.insert(&key.to_be_bytes(), row.as_ref()));
+        removes.iter().for_each(|key| batch.remove(&key.to_be_bytes()));
+        self.0.apply_batch(batch).map_err(failed)
+    }
+}
