@@ -5,6 +5,8 @@
     reason = "this is the edge to the node file and the key files it names"
 )]
 
+mod quantity;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,6 +15,8 @@ use std::time::Duration;
 
 use holdfast_cluster::{Member, Placement};
 use serde::{Deserialize, Serialize};
+
+pub use quantity::{Size, Span};
 
 use crate::queue::apply::ACCEPT_TIMEOUT_MAX_MS;
 use crate::receive::policy::Network;
@@ -35,93 +39,6 @@ impl fmt::Display for Line {
         self.0.map_or(Ok(()), |line| write!(f, ":{line}"))
     }
 }
-
-/// A duration as `10s`, `5m`, `12h`, `15d` or `250ms`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span(pub Duration);
-
-impl Span {
-    /// Reads `10s`, `15d`, `250ms`.
-    pub fn parse(text: &str) -> Option<Span> {
-        let digits = text.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = text[..digits].parse().ok()?;
-        let unit_ms = match &text[digits..] {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return None,
-        };
-        Some(Span(Duration::from_millis(number.checked_mul(unit_ms)?)))
-    }
-
-    /// In milliseconds.
-    pub fn ms(self) -> u64 {
-        self.0.as_millis() as u64
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.ms();
-        let (unit_ms, unit) = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")]
-            .into_iter()
-            .find(|(unit_ms, _)| ms != 0 && ms.is_multiple_of(*unit_ms))
-            .unwrap_or((1, "ms"));
-        write!(f, "{}{unit}", ms / unit_ms)
-    }
-}
-
-/// A size as `50MiB`, `64KiB` or plain bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Size(pub u64);
-
-impl Size {
-    fn parse(text: &str) -> Option<Size> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let number: u64 = text[..digits].parse().ok()?;
-        let unit = match &text[digits..] {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return None,
-        };
-        Some(Size(number.checked_mul(unit)?))
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
-            .into_iter()
-            .find(|(unit, _)| self.0 != 0 && self.0.is_multiple_of(*unit))
-            .unwrap_or((1, "B"));
-        write!(f, "{}{name}", self.0 / unit)
-    }
-}
-
-macro_rules! as_text {
-    ($type:ident, $example:literal) => {
-        impl Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<$type, D::Error> {
-                let text = String::deserialize(d)?;
-                $type::parse(&text).ok_or_else(|| {
-                    serde::de::Error::custom(format!("`{text}` is not of the form {}", $example))
-                })
-            }
-        }
-    };
-}
-
-as_text!(Span, "`10s`, `5m`, `12h` or `15d`");
-as_text!(Size, "`50MiB`, `64KiB` or `1GiB`");
 
 /// The node file as it is written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -266,6 +183,9 @@ pub struct Listener {
     /// How TLS is used.
     #[serde(default)]
     pub tls: ListenerTls,
+    /// The oldest TLS version that it takes.
+    #[serde(default)]
+    pub tls_min: TlsMin,
     /// Networks that may send anywhere through it.
     #[serde(default)]
     pub relay_networks: Vec<String>,
@@ -288,6 +208,18 @@ pub enum ListenerTls {
     Require,
     /// From the first octet.
     Implicit,
+}
+
+/// The oldest TLS version that is taken. Older ones than 1.2 are not to be used (RFC 8996).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsMin {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// `[admin]`
@@ -352,6 +284,8 @@ pub struct Storage {
     pub reserve_bytes: Size,
     /// Entries kept for a follower that is behind; beyond it the follower gets a snapshot.
     pub keep_entries: u64,
+    /// Checkpoints of the queue are at least this often; a message that is there at two of them leaves memory.
+    pub young_horizon: Span,
     /// Added to each sync, to measure what a slower disk would give.
     pub sync_delay: Span,
 }
@@ -364,7 +298,7 @@ pub struct Log {
     pub format: LogFormat,
     /// The name in each line.
     pub name: String,
-    /// `stderr` or a file.
+    /// `stderr`, `syslog` or a file.
     pub output: String,
 }
 
@@ -384,6 +318,8 @@ pub enum LogFormat {
 pub enum LogOutput {
     /// Standard error.
     Stderr,
+    /// The machine's syslog, facility mail.
+    Syslog,
     /// A file, appended to.
     File(PathBuf),
 }
@@ -451,6 +387,7 @@ impl Default for Storage {
             segment_bytes: Size(64 << 20),
             reserve_bytes: Size(512 << 20),
             keep_entries: 500_000,
+            young_horizon: seconds(10),
             sync_delay: seconds(0),
         }
     }
@@ -599,8 +536,8 @@ impl Config {
         if !(4 << 20..=1 << 30).contains(&storage.segment_bytes.0) {
             return bad("storage.segment_bytes", "must be 4MiB to 1GiB");
         }
-        if self.log.output == "syslog" {
-            return bad("log.output", "must be `stderr` or a file");
+        if !(100..=600_000).contains(&storage.young_horizon.ms()) {
+            return bad("storage.young_horizon", "must be 100ms to 10m");
         }
         Ok(())
     }
@@ -619,6 +556,7 @@ impl Config {
     pub fn log_output(&self) -> LogOutput {
         match self.log.output.as_str() {
             "stderr" => LogOutput::Stderr,
+            "syslog" => LogOutput::Syslog,
             path => LogOutput::File(path.into()),
         }
     }
@@ -633,12 +571,6 @@ impl Config {
         let shared = (&self.cluster.id, &self.queue, &self.cluster.peers);
         let text = serde_json::to_string(&shared).expect("settings have a form in JSON");
         format!("{:08x}", crc32fast::hash(text.as_bytes()))
-    }
-}
-
-impl PartialOrd for Span {
-    fn partial_cmp(&self, other: &Span) -> Option<std::cmp::Ordering> {
-        Some(self.0.cmp(&other.0))
     }
 }
 
@@ -736,16 +668,5 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().members().len(), 3);
         }
-    }
-
-    #[test]
-    fn spans_and_sizes_read_and_print_the_same() {
-        for text in ["10s", "15d", "250ms", "90m", "0ms"] {
-            assert_eq!(Span::parse(text).unwrap().to_string(), text);
-        }
-        for text in ["50MiB", "64KiB", "1GiB", "100B"] {
-            assert_eq!(Size::parse(text).unwrap().to_string(), text);
-        }
-        assert!(Span::parse("10").is_none() && Span::parse("s").is_none() && Size::parse("1MB").is_none());
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::server::{self as admin_server, Admin};
-use crate::config::{Config, ListenerTls, parse_networks};
+use crate::config::{Config, ListenerTls, TlsMin, parse_networks};
 use crate::deliver::connection::Dialer;
 use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
 use crate::deliver::tls::ClientTls;
@@ -108,6 +108,7 @@ fn start_cluster(
             std::process::exit(EXIT_DISK);
         }),
         keep_entries: config.storage.keep_entries,
+        checkpoint_after: config.storage.young_horizon.0,
     };
     Ok(holdfast_cluster::start(settings, queue.clone())?)
 }
@@ -204,7 +205,7 @@ fn doors(
 ) -> anyhow::Result<Vec<(std::net::SocketAddr, Shared)>> {
     let smtp = &config.smtp;
     let Ok(postmaster) = Mailbox::parse(&smtp.postmaster) else { bail!("smtp.postmaster was checked") };
-    let own_tls = pki::smtp_tls(smtp.tls_cert.as_deref(), smtp.tls_key.as_deref())?;
+    let own_tls = pki::smtp_tls(smtp.tls_cert.as_deref(), smtp.tls_key.as_deref(), TlsMin::default())?;
     let door = |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String]| Shared {
         settings: Arc::new(SessionSettings {
             hostname: smtp.hostname.clone(),
@@ -226,11 +227,12 @@ fn doors(
         doors.push((*address, door(own_tls.clone(), ListenerTls::Opportunistic, &smtp.relay_networks)));
     }
     for l in &smtp.listener {
-        let tls = match &l.tls_cert {
-            Some(_) => pki::smtp_tls(l.tls_cert.as_deref(), l.tls_key.as_deref())
-                .with_context(|| format!("listener {}", l.name))?,
-            None => own_tls.clone(),
+        let (cert, key) = match &l.tls_cert {
+            Some(_) => (&l.tls_cert, &l.tls_key),
+            None => (&smtp.tls_cert, &smtp.tls_key),
         };
+        let tls = pki::smtp_tls(cert.as_deref(), key.as_deref(), l.tls_min)
+            .with_context(|| format!("listener {}", l.name))?;
         doors.push((l.address, door(tls, l.tls, &l.relay_networks)));
     }
     Ok(doors)

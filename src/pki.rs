@@ -21,7 +21,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::admin::api::OPERATOR_NAME;
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, TlsMin};
 
 /// How long certificates of the cluster are valid, days.
 const VALID_DAYS: i64 = 825;
@@ -186,11 +186,19 @@ pub fn admin_tls(config: &Config) -> anyhow::Result<TlsAcceptor> {
 ///
 /// # Errors
 /// If a file cannot be read or the key does not fit.
-pub fn smtp_tls(cert: Option<&Path>, key_file: Option<&Path>) -> anyhow::Result<Option<TlsAcceptor>> {
+pub fn smtp_tls(
+    cert: Option<&Path>,
+    key_file: Option<&Path>,
+    oldest: TlsMin,
+) -> anyhow::Result<Option<TlsAcceptor>> {
     let (Some(cert), Some(key_file)) = (cert, key_file) else { return Ok(None) };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let versions: &[&rustls::SupportedProtocolVersion] = match oldest {
+        TlsMin::Tls12 => rustls::ALL_VERSIONS,
+        TlsMin::Tls13 => &[&rustls::version::TLS13],
+    };
     let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(versions)?
         .with_no_client_auth()
         .with_single_cert(chain("tls_cert", cert)?, key("tls_key", key_file)?)
         .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))?;

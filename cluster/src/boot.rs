@@ -58,6 +58,8 @@ pub struct Settings {
     pub on_fatal: Box<dyn Fn(&str) + Send + Sync>,
     /// Entries that a leader keeps for a follower that is behind; beyond it the follower gets a snapshot.
     pub keep_entries: u64,
+    /// The machine is checkpointed at least this often.
+    pub checkpoint_after: Duration,
 }
 
 /// Why a node does not take part.
@@ -100,13 +102,13 @@ pub fn start(mut settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result
         .name("consensus".into())
         .spawn(move || {
             runtime.block_on(async move {
-                let keep_entries = settings.keep_entries;
+                let (keep_entries, checkpoint_after) = (settings.keep_entries, settings.checkpoint_after);
                 let on_fatal = std::mem::replace(&mut settings.on_fatal, Box::new(|_| {}));
                 let started = boot(settings, machine).await;
                 let keep = started.as_ref().ok().cloned();
                 drop(tell.send(started));
                 if let Some(cluster) = keep {
-                    let why = housekeeping(cluster, keep_entries).await;
+                    let why = housekeeping(cluster, keep_entries, checkpoint_after).await;
                     on_fatal(&why);
                 }
             });
@@ -138,6 +140,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         inner: Arc::new(Inner {
             id,
             log: log.clone(),
+            rows: rows.clone(),
             machine,
             raft: OnceLock::new(),
             gate: OnceLock::new(),
@@ -270,19 +273,20 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
     }
 }
 
-/// Entries applied, or time passed, after which the queue is checkpointed.
+/// Entries applied after which the queue is checkpointed, however little time has passed.
 const CHECKPOINT_ENTRIES: u64 = 20_000;
-const CHECKPOINT_AFTER: Duration = Duration::from_secs(10);
+/// Pause between looks at the log.
+const HOUSEKEEPING: Duration = Duration::from_millis(250);
 /// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
 const KEEP_ENTRIES: u64 = 2_000;
 
 /// Checkpoints the queue now and then, and raises the floor behind it. Ends when consensus has, with the reason.
-async fn housekeeping(cluster: Cluster, keep_entries: u64) -> String {
+async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Duration) -> String {
     let raft = cluster.raft().clone();
     let mut last_time = clock::now();
     let mut requested = 0;
     loop {
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(HOUSEKEEPING.min(checkpoint_after)).await;
         let (applied, snapshot, purged, matched) = {
             let metrics = raft.metrics();
             let m = metrics.borrow_watched();
@@ -295,7 +299,7 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64) -> String {
         };
         let now = clock::now();
         let due = applied >= requested + CHECKPOINT_ENTRIES
-            || applied > requested && now >= last_time + CHECKPOINT_AFTER;
+            || applied > requested && now >= last_time + checkpoint_after;
         if due {
             (requested, last_time) = (applied, now);
             if let Err(fatal) = raft.trigger().snapshot().await {

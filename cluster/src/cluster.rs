@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
-use holdfast_storage::{Bytes, Log, LogIndex, ReadError, SpaceReport, Term};
+use holdfast_storage::index::Standing;
+use holdfast_storage::{Bytes, Log, LogIndex, ReadError, Rows, SpaceReport, Term};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -45,6 +46,8 @@ pub struct NodeReport {
     pub held_bytes: u64,
     /// Bodies that wait to be overwritten.
     pub erase_backlog: u64,
+    /// How its on-disk index is doing: `folding`, `ready` or `aside`.
+    pub index: String,
 }
 
 /// What a node knows of the cluster.
@@ -65,6 +68,7 @@ pub struct Report {
 pub(crate) struct Inner {
     pub(crate) id: u64,
     pub(crate) log: Arc<Log>,
+    pub(crate) rows: Arc<Rows>,
     pub(crate) machine: Arc<Mutex<dyn Machine>>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,
@@ -246,6 +250,12 @@ impl Cluster {
             live_body_bytes: space.live_body_bytes,
             held_bytes: space.held_bytes,
             erase_backlog: self.inner.log.erase_backlog() as u64,
+            index: match self.inner.rows.standing() {
+                Standing::Folding => "folding",
+                Standing::Ready => "ready",
+                Standing::Aside => "aside",
+            }
+            .into(),
         }
     }
 

@@ -20,6 +20,8 @@ struct Counter {
 }
 
 impl Machine for Counter {
+    fn attach(&mut self, _rows: Arc<dyn crate::machine::Rows>) {}
+
     fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Result<Applied, ReadError> {
         self.count += 1;
         Ok(Applied::default())

@@ -37,10 +37,10 @@ impl Rows for holdfast_storage::Rows {
 
 /// Where a state comes from.
 pub enum Origin {
-    /// A checkpoint of this node's own; its rows are read where they are needed.
-    Checkpoint(Arc<dyn Rows>),
-    /// Another node's snapshot. They are this node's [`Origin::Checkpoint`] once [`Machine::checkpointed`] was called.
-    Snapshot(BTreeMap<u128, Bytes>, Arc<dyn Rows>),
+    /// A checkpoint of this node's own: its rows are those of [`Machine::attach`].
+    Checkpoint,
+    /// Another node's snapshot, with its rows. Those of [`Machine::attach`] are the same once [`Machine::checkpointed`] was called.
+    Snapshot(BTreeMap<u128, Bytes>),
 }
 
 /// What came of a command.
@@ -72,6 +72,9 @@ pub struct Refusal {
 
 /// The replicated state machine. Everything here runs with the machine locked, and must not block.
 pub trait Machine: Send + 'static {
+    /// Called once, before anything else: where the rows of the newest complete checkpoint are read.
+    fn attach(&mut self, rows: Arc<dyn Rows>);
+
     /// Applies a committed command. Must depend on nothing but the state, `at` and the command: every node must come to
     /// the same state. `body_bytes` is the length of the entry's body, 0 if it was erased before it came here.
     ///

@@ -57,11 +57,12 @@ impl StateMachine {
         checkpoint: Option<holdfast_storage::log::RecoveredCheckpoint>,
     ) -> Result<(StateMachine, watch::Receiver<u64>), String> {
         let mut progress = Progress::default();
+        lock(&*machine).attach(rows.clone());
         if let Some(found) = checkpoint {
             let tables: Tables = decode("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
-            lock(&*machine).restore(&tables.machine, Origin::Checkpoint(rows.clone()))?;
+            lock(&*machine).restore(&tables.machine, Origin::Checkpoint)?;
         }
         let next = progress.applied.map_or(0, |id| id.index() + 1);
         let (applied, watch) = watch::channel(next);
@@ -183,7 +184,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let _one = self.checkpointing.lock().await;
         {
             let mut machine = lock(&*self.machine);
-            let origin = Origin::Snapshot(contents.row_bytes(), self.rows.clone());
+            let origin = Origin::Snapshot(contents.row_bytes());
             machine.restore(&contents.tables.machine, origin).map_err(io::Error::other)?;
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);

@@ -60,7 +60,7 @@ impl Nodes {
             text += &format!(
                 "\n[queue]\nerase_within = \"3s\"\naccept_timeout = \"5s\"\n\n[delivery]\nretry_min = \"1s\"\n\
                  retry_max = \"2s\"\nprobe_min = \"250ms\"\nprobe_max = \"500ms\"\n\n\
-                 [storage]\nsegment_bytes = \"8MiB\"\nreserve_bytes = \"16MiB\"\n\n[log]\noutput = \"node-{id}.maillog\"\n"
+                 [storage]\nyoung_horizon = \"500ms\"\nsegment_bytes = \"8MiB\"\nreserve_bytes = \"16MiB\"\n\n[log]\noutput = \"node-{id}.maillog\"\n"
             );
             std::fs::write(&file, edit(id, text)).expect("the file is ours");
         }

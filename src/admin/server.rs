@@ -317,10 +317,11 @@ impl Admin {
 
     async fn status(&self) -> Value {
         let report = self.cluster.report().await;
-        let (totals, oldest_ms) = {
+        let (totals, young, oldest_ms) = {
             let queue = lock(&self.queue);
             let oldest = queue.ids(None, 1).first().copied();
-            (queue.totals(), oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0)))
+            let oldest_ms = oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0));
+            (queue.totals(), queue.young(), oldest_ms)
         };
         let why_not = self.intake.not_accepting().map(|(why, _)| why);
         let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
@@ -345,6 +346,7 @@ impl Admin {
                     "held_bytes": node.as_ref().map(|n| n.held_bytes),
                     "live_body_bytes": node.as_ref().map(|n| n.live_body_bytes),
                     "erase_backlog": node.as_ref().map(|n| n.erase_backlog),
+                    "index": node.as_ref().map(|n| &n.index),
                 })
             })
             .collect();
@@ -354,7 +356,7 @@ impl Admin {
             "why_not": why_not, "nodes": nodes, "warnings": self.warnings,
             "queue": {
                 "messages": totals.messages, "bytes": totals.bytes, "deferred": totals.deferred, "held": 0,
-                "oldest_age_s": oldest_ms / 1000,
+                "oldest_age_s": oldest_ms / 1000, "young": young,
             },
         })
     }

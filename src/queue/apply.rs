@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_cluster::{Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Refusal};
+use holdfast_cluster::{Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Refusal, Rows};
 
 use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
 use super::message::{Envelope, Message, MessageId, State, Tick};
@@ -95,6 +95,11 @@ impl Queue {
     /// How many messages are waiting, and their octets.
     pub fn totals(&self) -> Totals {
         self.messages.totals()
+    }
+
+    /// How many messages are in this node's memory; the others are read where they are needed.
+    pub fn young(&self) -> usize {
+        self.messages.young()
     }
 
     /// All routes.
@@ -414,6 +419,10 @@ impl Queue {
 }
 
 impl Machine for Queue {
+    fn attach(&mut self, rows: Arc<dyn Rows>) {
+        self.messages = Messages::with_rows(rows);
+    }
+
     fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ReadError> {
         let mut erase = Vec::new();
         let answer = match Command::decode(command) {
@@ -478,10 +487,10 @@ impl Machine for Queue {
 
     fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String> {
         let tables = Tables::decode(tables)?;
-        self.messages = match origin {
-            Origin::Checkpoint(rows) => Messages::of_checkpoint(rows)?,
-            Origin::Snapshot(found, rows) => Messages::of_snapshot(&found, rows)?,
-        };
+        match origin {
+            Origin::Checkpoint => self.messages.restore_checkpoint()?,
+            Origin::Snapshot(found) => self.messages.restore_snapshot(&found)?,
+        }
         let parts = tables.pieces.values().flat_map(|p| p.parts.values());
         self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
         self.tables = tables;

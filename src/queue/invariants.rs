@@ -276,7 +276,7 @@ mod tests {
     fn p1_a_message_that_outlives_two_checkpoints_leaves_memory_and_not_the_queue() {
         let mut w = World::new();
         let rows = Checkpointed::default();
-        w.queue.restore(&w.queue.tables.encode(), Origin::Checkpoint(Arc::new(rows.clone()))).unwrap();
+        w.queue.attach(Arc::new(rows.clone()));
         let checkpoint = |w: &mut World| {
             let delta = w.queue.delta();
             rows.write(delta.rows, delta.gone);
@@ -311,7 +311,7 @@ mod tests {
             let mut w = World::new();
             let mut rows = Checkpointed::default();
             let empty = w.queue.tables.encode();
-            w.queue.restore(&empty, Origin::Checkpoint(Arc::new(rows.clone()))).unwrap();
+            w.queue.attach(Arc::new(rows.clone()));
             let mut under_way = None;
             // The newest complete checkpoint's tables and body indexes, and the commands since.
             let mut base = (empty, 0, w.bodies.clone());
@@ -358,7 +358,8 @@ mod tests {
                     (None, 10) => {
                         under_way = None;
                         w.queue = Queue::default();
-                        w.queue.restore(&base.0, Origin::Checkpoint(Arc::new(rows.clone()))).unwrap();
+                        w.queue.attach(Arc::new(rows.clone()));
+                        w.queue.restore(&base.0, Origin::Checkpoint).unwrap();
                         (w.index, w.bodies) = (base.1, base.2.clone());
                         for (command, bytes) in &since {
                             w.apply(command.clone(), *bytes);
@@ -371,7 +372,8 @@ mod tests {
                         let found = delta.rows.iter().map(|(key, row)| (*key, row.clone().into())).collect();
                         rows = Checkpointed::default();
                         w.queue = Queue::default();
-                        w.queue.restore(&delta.tables, Origin::Snapshot(found, Arc::new(rows.clone()))).unwrap();
+                        w.queue.attach(Arc::new(rows.clone()));
+                        w.queue.restore(&delta.tables, Origin::Snapshot(found)).unwrap();
                         prop_assert_eq!(all(&w.queue), all(&plain.queue), "before its checkpoint is complete");
                         rows.write(delta.rows, vec![]);
                         w.queue.checkpointed();

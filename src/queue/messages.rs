@@ -40,10 +40,10 @@ struct Young {
 #[derive(Default)]
 pub(super) struct Messages {
     young: BTreeMap<MessageId, Young>,
-    /// Where the rows are read; `None` while they are not those of this state.
+    /// Where rows are read. Without it everything stays in memory.
     rows: Option<Arc<dyn Rows>>,
-    /// The rows of a snapshot that is being written to the log.
-    rows_soon: Option<Arc<dyn Rows>>,
+    /// Set while the rows are not those of this state: a snapshot was restored and is being written to the log.
+    foreign: bool,
     totals: Totals,
     /// In memory and newer than any row.
     dirty: BTreeSet<MessageId>,
@@ -56,13 +56,22 @@ pub(super) struct Messages {
 }
 
 impl Messages {
+    /// No messages, and where their rows will be.
+    pub(super) fn with_rows(rows: Arc<dyn Rows>) -> Messages {
+        Messages { rows: Some(rows), ..Messages::default() }
+    }
+
+    fn own_rows(&self) -> Option<&Arc<dyn Rows>> {
+        self.rows.as_ref().filter(|_| !self.foreign)
+    }
+
     pub(super) fn totals(&self) -> Totals {
         self.totals
     }
 
     fn row_of(&self, id: MessageId) -> Option<&Arc<dyn Rows>> {
         let masked = self.left.contains(&id) || self.leaving.contains(&id);
-        self.rows.as_ref().filter(|rows| !masked && rows.contains(id.0))
+        self.own_rows().filter(|rows| !masked && rows.contains(id.0))
     }
 
     pub(super) fn contains(&self, id: MessageId) -> bool {
@@ -86,7 +95,7 @@ impl Messages {
         let from = |after: Option<MessageId>| after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut ids: BTreeSet<MessageId> =
             self.young.range((from(after), Bound::Unbounded)).take(max).map(|(id, _)| *id).collect();
-        let Some(rows) = &self.rows else { return ids.into_iter().collect() };
+        let Some(rows) = self.own_rows() else { return ids.into_iter().collect() };
         let mut cursor = after.map(|id| id.0);
         let mut found = 0;
         while found < max {
@@ -169,46 +178,43 @@ impl Messages {
 
     /// The checkpoint of the last [`Messages::delta`] is complete. Returns the keys of messages that were spilled.
     pub(super) fn checkpointed(&mut self) -> Vec<u128> {
-        if let Some(rows) = self.rows_soon.take() {
-            self.rows = Some(rows);
-        }
+        self.foreign = false;
         self.leaving.clear();
         let unchanged = |id: &MessageId| self.young.contains_key(id) && !self.dirty.contains(id);
         let writing = std::mem::take(&mut self.writing).into_iter().filter(unchanged).collect();
         let spilled = std::mem::replace(&mut self.written, writing);
+        if self.rows.is_none() {
+            return Vec::new();
+        }
         spilled.into_iter().filter_map(|id| self.young.remove(&id).map(|_| id.0)).collect()
     }
 
-    /// The messages of a checkpoint.
-    pub(super) fn of_checkpoint(rows: Arc<dyn Rows>) -> Result<Messages, String> {
-        let mut messages = Messages { rows: Some(rows), ..Messages::default() };
+    /// Begins anew with the messages of the newest checkpoint.
+    pub(super) fn restore_checkpoint(&mut self) -> Result<(), String> {
+        *self = Messages { rows: self.rows.take(), ..Messages::default() };
         let mut after = None;
         loop {
-            let ids = messages.ids(after, READ_STEP);
-            let Some(last) = ids.last() else { return Ok(messages) };
+            let ids = self.ids(after, READ_STEP);
+            let Some(last) = ids.last() else { return Ok(()) };
             after = Some(*last);
             for id in ids {
-                let row = messages.rows.as_ref().map(|rows| rows.get(id.0)).transpose();
+                let row = self.own_rows().map(|rows| rows.get(id.0)).transpose();
                 let row = row.map_err(|e| e.to_string())?.flatten().unwrap_or_default();
-                let message = Message::from_row(&row)?;
-                messages.count(&message);
+                self.count(&Message::from_row(&row)?);
             }
         }
     }
 
-    /// The messages of a snapshot: in memory until a checkpoint has written them.
-    pub(super) fn of_snapshot(
-        found: &BTreeMap<u128, Bytes>,
-        rows: Arc<dyn Rows>,
-    ) -> Result<Messages, String> {
-        let mut messages = Messages { rows_soon: Some(rows), ..Messages::default() };
+    /// Begins anew with the messages of a snapshot: in memory until a checkpoint has written them.
+    pub(super) fn restore_snapshot(&mut self, found: &BTreeMap<u128, Bytes>) -> Result<(), String> {
+        *self = Messages { rows: self.rows.take(), foreign: true, ..Messages::default() };
         for row in found.values() {
             let message = Message::from_row(row)?;
-            messages.count(&message);
-            messages.writing.insert(message.id);
-            messages.young.insert(message.id, Young { message: Arc::new(message), has_row: true });
+            self.count(&message);
+            self.writing.insert(message.id);
+            self.young.insert(message.id, Young { message: Arc::new(message), has_row: true });
         }
-        Ok(messages)
+        Ok(())
     }
 
     /// All messages, one after the other.
@@ -232,7 +238,6 @@ impl Messages {
     }
 
     /// How many messages are in memory.
-    #[cfg(test)]
     pub(super) fn young(&self) -> usize {
         self.young.len()
     }
