@@ -28,12 +28,33 @@ pub trait Disk: Send + Sync + 'static {
     fn free_bytes(&self) -> io::Result<u64>;
 }
 
+/// Zeros to write, aligned as direct I/O wants memory.
+#[repr(align(4096))]
+struct Zeros([u8; 1 << 20]);
+static ZEROS: Zeros = Zeros([0; 1 << 20]);
+
+/// Calls `write` with zeros and their offset until `from..to` is covered.
+fn zeros(from: u64, to: u64, mut write: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let n = (to - at).min(ZEROS.0.len() as u64);
+        write(&ZEROS.0[..n as usize], at)?;
+        at += n;
+    }
+    Ok(())
+}
+
 /// An open file. Offsets and lengths are in bytes.
 pub trait DiskFile: Send + Sync {
     /// Reads exactly `buf.len()` octets.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes`. Not durable before [`DiskFile::sync_data`].
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes zeros to many whole blocks, past the cache where that can be done: what is zeroed is not read soon. Not durable
+    /// before [`DiskFile::sync_data`].
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        zeros(from, to, |zeros, at| self.write_at(zeros, at))
+    }
     /// fdatasync(2). A failure is final: what was written since the last success is unknown.
     fn sync_data(&self) -> io::Result<()>;
 }

@@ -3,13 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Disk, DiskFile};
+use super::{Disk, DiskFile, zeros};
 use crate::error::OpenError;
+use crate::limits::BLOCK_BYTES;
 
 /// A directory of the operating system, locked against a second process for as long as this lives.
 pub struct OsDisk {
@@ -53,8 +54,9 @@ impl OsDisk {
         Ok(disk)
     }
 
-    fn file(&self, file: File) -> Arc<dyn DiskFile> {
-        Arc::new(OsFile { file, sync_delay: self.sync_delay })
+    fn file(&self, name: &str, file: File) -> Arc<dyn DiskFile> {
+        let path = self.dir.join(name);
+        Arc::new(OsFile { file, path, sync_delay: self.sync_delay })
     }
 }
 
@@ -74,11 +76,12 @@ impl Disk for OsDisk {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let write = self._lock.is_some();
-        Ok(self.file(OpenOptions::new().read(true).write(write).open(self.dir.join(name))?))
+        Ok(self.file(name, OpenOptions::new().read(true).write(write).open(self.dir.join(name))?))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.file(OpenOptions::new().read(true).write(true).create_new(true).open(self.dir.join(name))?))
+        let path = self.dir.join(name);
+        Ok(self.file(name, OpenOptions::new().read(true).write(true).create_new(true).open(path)?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -99,8 +102,12 @@ impl Disk for OsDisk {
     }
 }
 
+/// open(2): past the page cache.
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits() as i32;
+
 struct OsFile {
     file: File,
+    path: PathBuf,
     sync_delay: Duration,
 }
 
@@ -111,6 +118,19 @@ impl DiskFile for OsFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let aligned = from.is_multiple_of(BLOCK_BYTES) && to.is_multiple_of(BLOCK_BYTES);
+        // Not every file system has direct I/O; those that have it take blocks alone.
+        let direct = OpenOptions::new().write(true).custom_flags(O_DIRECT).open(&self.path);
+        if let (Ok(direct), true) = (direct, aligned) {
+            match zeros(from, to, |zeros, at| direct.write_all_at(zeros, at)) {
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
+                result => return result,
+            }
+        }
+        zeros(from, to, |zeros, at| self.file.write_all_at(zeros, at))
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -10,8 +10,6 @@ use crate::disk::{Disk, DiskFile};
 use crate::limits::POOL_SEGMENTS_MAX;
 use crate::position::SegmentId;
 
-const ZERO_CHUNK_BYTES: usize = 1 << 20;
-
 /// Room on the disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceReport {
@@ -40,13 +38,7 @@ pub(crate) fn zero(file: &dyn DiskFile, bytes: u64) -> std::io::Result<()> {
 
 /// Overwrites a file with zeros from an offset on and syncs it.
 pub(super) fn zero_from(file: &dyn DiskFile, from: u64, bytes: u64) -> std::io::Result<()> {
-    let zeros = vec![0; ZERO_CHUNK_BYTES];
-    let mut at = from;
-    while at < bytes {
-        let n = (bytes - at).min(ZERO_CHUNK_BYTES as u64);
-        file.write_at(&zeros[..n as usize], at)?;
-        at += n;
-    }
+    file.write_zeros(from, bytes)?;
     file.sync_data()
 }
 
