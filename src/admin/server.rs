@@ -196,8 +196,9 @@ impl Admin {
                 }
             }
             Request::QueueRetry(selector) => {
-                let count = self.select(&selector)?.len();
-                self.delivery.retry_now();
+                let ids = self.select(&selector)?;
+                let count = ids.len();
+                self.delivery.retry_now(ids);
                 tell.send(json!({ "retried": count })).await.map_err(gone)
             }
             Request::QueueRemove { selector, dry_run } => {

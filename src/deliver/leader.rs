@@ -54,8 +54,8 @@ pub struct Delivery {
     pub(super) in_hand: Mutex<BTreeSet<(MessageId, u16)>>,
     /// Set while the node hands over: nothing new is begun.
     pub(super) draining: AtomicBool,
-    /// An operator's wish to try everything now.
-    pub(super) retry: Notify,
+    /// Messages that an operator wants tried now.
+    pub(super) retry: watch::Sender<BTreeSet<MessageId>>,
     pub(super) waits: Mutex<BTreeMap<MessageId, u64>>,
     pub(super) began: Instant,
 }
@@ -123,7 +123,7 @@ impl Delivery {
             open: AtomicUsize::new(0),
             in_hand: Mutex::default(),
             draining: AtomicBool::new(false),
-            retry: Notify::new(),
+            retry: watch::Sender::default(),
             waits: Mutex::default(),
             began: clock::now(),
         }
@@ -142,9 +142,9 @@ impl Delivery {
         }
     }
 
-    /// Tries everything that waits, now.
-    pub fn retry_now(&self) {
-        self.retry.notify_one();
+    /// Tries these messages now, if this node leads.
+    pub fn retry_now(&self, ids: Vec<MessageId>) {
+        self.retry.send_modify(|wanted| wanted.extend(ids));
     }
 
     /// For how many milliseconds messages still wait, for the operator.
@@ -203,6 +203,7 @@ impl Delivery {
         next_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut placement = self.cluster.placement_watch();
         let mut expired_to = None;
+        let mut retry = self.retry.subscribe();
         while self.cluster.leading() == Some(term) {
             self.drain_journal(&reign, &mut unplaced);
             self.release_placed(&reign, &mut unplaced);
@@ -218,7 +219,11 @@ impl Delivery {
                 changed = applied.changed() => if changed.is_err() { break },
                 () = placement.changed() => {}
                 () = reign.wake.notified() => {}
-                () = self.retry.notified() => lock(&reign.scheduler).retry_all(self.now_ms()),
+                changed = retry.changed() => if changed.is_ok() {
+                    let mut wanted = BTreeSet::new();
+                    self.retry.send_if_modified(|asked| { wanted = std::mem::take(asked); false });
+                    lock(&reign.scheduler).retry(&wanted, self.now_ms());
+                },
                 () = tokio::time::sleep(wait) => {}
                 _ = next_tick.tick() => {
                     let passed = clock::now().duration_since(began).as_millis() as u64;

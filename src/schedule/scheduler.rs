@@ -3,7 +3,7 @@
 //! A destination with a million jobs gets its turn as often as one with a single job, so nobody waits for a dead one. The
 //! number of jobs is bounded by the queue.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::destination::{Destination, Pace};
 use crate::queue::MessageId;
@@ -163,12 +163,24 @@ impl Scheduler {
         }
     }
 
-    /// Makes everything ready that waits, and looks at once for destinations that were down: an operator's wish.
-    pub fn retry_all(&mut self, now_ms: u64) {
-        for (_, (key, job)) in std::mem::take(&mut self.later) {
-            self.add(&key, job);
+    /// An operator's wish: these messages are next at their destinations, which are looked for at once if they were down. Others
+    /// wait as they did.
+    pub fn retry(&mut self, ids: &BTreeSet<MessageId>, now_ms: u64) {
+        let wanted = |job: &Job| ids.contains(&job.id);
+        let at: Vec<(u64, u64)> =
+            self.later.iter().filter(|(_, (_, job))| wanted(job)).map(|(at, _)| *at).collect();
+        for at in at.iter().rev() {
+            if let Some((key, job)) = self.later.remove(at) {
+                self.give_back(&key, job);
+            }
         }
-        self.destinations.values_mut().for_each(|d| d.probe_now(now_ms));
+        for destination in self.destinations.values_mut() {
+            let (first, rest): (Vec<Job>, Vec<Job>) = destination.ready.drain(..).partition(wanted);
+            if !first.is_empty() {
+                destination.probe_now(now_ms);
+            }
+            destination.ready.extend(first.into_iter().chain(rest));
+        }
     }
 
     /// When something becomes ready by time alone.
@@ -253,6 +265,26 @@ mod tests {
         s.add(&"small".into(), job(200));
         let first: Vec<Key> = (0..2).filter_map(|_| s.open_next(0)).collect();
         assert_eq!(first, ["big", "small"]);
+    }
+
+    #[test]
+    fn what_an_operator_wants_tried_is_next_and_the_rest_waits() {
+        let mut s = scheduler();
+        let (down, slow) = ("down".to_string(), "slow".to_string());
+        s.add(&down, job(1));
+        s.add(&down, job(2));
+        assert!(s.open_next(0).is_some());
+        s.not_reached(&down, 0, 0);
+        s.closed(&down);
+        s.add_later(&slow, job(3), 5000);
+        s.add_later(&slow, job(4), 6000);
+        s.retry(&[job(9).id].into(), 10);
+        assert_eq!(s.open_next(10), None, "nobody asked for these");
+        s.retry(&[job(2).id, job(4).id].into(), 10);
+        let opened: BTreeSet<Key> = std::iter::from_fn(|| s.open_next(10)).collect();
+        assert_eq!(opened, [down.clone(), slow.clone()].into());
+        assert_eq!((s.take(&down), s.take(&down)), (Some(job(2)), Some(job(1))));
+        assert_eq!((s.take(&slow), s.take(&slow)), (Some(job(4)), None), "3 waits for its time");
     }
 
     #[test]
