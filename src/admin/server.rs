@@ -16,7 +16,7 @@ use super::api::{Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector
 use crate::clock;
 use crate::deliver::leader::Delivery;
 use crate::deliver::route::target;
-use crate::queue::command::{Command, Fate, Outcome, Route, TlsPolicy};
+use crate::queue::command::{Command, Route, TlsPolicy};
 use crate::queue::message::State;
 use crate::queue::{Message, MessageId, Queue};
 use crate::receive::intake::Intake;
@@ -24,8 +24,6 @@ use crate::smtp::address::is_domain;
 
 /// Operators' connections at the same time; who comes beyond waits.
 const CONNECTIONS_MAX: usize = 32;
-/// Recipients that one entry settles.
-const OUTCOMES_MAX: usize = 1000;
 /// Messages that are looked at in one go while the queue is locked.
 const LIST_STEP: usize = 500;
 
@@ -125,6 +123,15 @@ fn failed(text: &str) -> Failure {
     Failure { text: text.into(), unknown: false }
 }
 
+fn not_done(error: &ProposeError) -> Failure {
+    match error {
+        ProposeError::OutcomeUnknown => {
+            Failure { text: "the outcome is unknown: look again".into(), unknown: true }
+        }
+        e => failed(&format!("{e}: is there a quorum?")),
+    }
+}
+
 impl Admin {
     async fn answer(&self, request: Request, tell: &mpsc::Sender<Value>) -> Result<(), Failure> {
         let gone = |_| failed("the operator has gone");
@@ -203,24 +210,15 @@ impl Admin {
             }
             Request::QueueRemove { selector, dry_run } => {
                 let ids = self.select(&selector)?;
-                let count = ids.len();
-                if !dry_run {
-                    let outcomes: Vec<Outcome> = {
-                        let queue = lock(&self.queue);
-                        let outcome = |id, recipient| {
-                            let reply = "removed by an operator".into();
-                            Outcome { id, recipient, fate: Fate::Removed, reply }
-                        };
-                        let messages = ids.iter().filter_map(|id| queue.message(*id));
-                        messages
-                            .flat_map(|m| m.pending().map(|n| outcome(m.id, n)).collect::<Vec<_>>())
-                            .collect()
-                    };
-                    for part in outcomes.chunks(OUTCOMES_MAX) {
-                        self.propose(Command::Settle { outcomes: part.to_vec(), notice: None }).await?;
-                    }
+                if dry_run {
+                    let item = json!({ "removed": ids.len(), "in_transit": 0, "dry_run": true });
+                    return tell.send(item).await.map_err(gone);
                 }
-                tell.send(json!({ "removed": count, "dry_run": dry_run })).await.map_err(gone)
+                let removal = self.delivery.remove(&ids).await.map_err(|e| not_done(&e))?;
+                let item = json!({
+                    "removed": removal.removed, "in_transit": removal.in_transit, "dry_run": false,
+                });
+                tell.send(item).await.map_err(gone)
             }
         }
     }
@@ -229,10 +227,7 @@ impl Admin {
         let deadline = clock::after(Duration::from_secs(15));
         match self.cluster.propose(command.encode().into(), Bytes::new(), Fence::Any, false, deadline).await {
             Ok(_) => Ok(()),
-            Err(ProposeError::OutcomeUnknown) => {
-                Err(Failure { text: "the outcome is unknown: look again".into(), unknown: true })
-            }
-            Err(e) => Err(failed(&format!("{e}: is there a quorum?"))),
+            Err(e) => Err(not_done(&e)),
         }
     }
 

@@ -94,6 +94,9 @@ pub(super) fn count(answer: &[Value], what: &str, json: bool) {
         true => println!("{answer}"),
         false => println!("{} {what}", text(&answer[what])),
     }
+    if !json && answer["in_transit"].as_u64() > Some(0) {
+        eprintln!("{} are being delivered at this moment, and their results count", answer["in_transit"]);
+    }
 }
 
 pub(super) fn confirm(question: &str) -> bool {

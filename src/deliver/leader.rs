@@ -153,11 +153,6 @@ impl Delivery {
         lock(&self.waits).iter().map(|(id, at)| (*id, at.saturating_sub(now))).collect()
     }
 
-    /// Settles recipients by an operator's word.
-    pub async fn settle(&self, outcomes: Vec<Outcome>) {
-        self.settler.settle(Settlement { outcomes, notice: None }).await;
-    }
-
     /// Leads whenever this node is the leader, for as long as the node runs.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -548,7 +543,7 @@ impl Delivery {
         let (put_off, ended): (Vec<u16>, Vec<u16>) =
             (put_off.iter().map(|o| o.recipient).collect(), ended.iter().map(|o| o.recipient).collect());
         // Under way first, let go then: at no moment may somebody else take them.
-        self.settle_with_notice(message, outcomes, number, Some(relay)).await;
+        self.settle_with_notice(message, outcomes, number, Some(relay), Fence::Any).await;
         self.let_go(message.id, &ended);
         if !put_off.is_empty() {
             let attempts = job.attempts + 1;
@@ -563,7 +558,7 @@ impl Delivery {
         let Some((message, mut job)) = self.take(reign, key) else { return };
         let outcomes = outcomes_of(&job, Fate::Deferred, why);
         self.log_outcomes(&message, &outcomes, number, "none", Default::default());
-        self.settler.settle(Settlement { outcomes, notice: None }).await;
+        self.settler.settle(Settlement { outcomes, notice: None, fence: Fence::Any }).await;
         job.attempts += 1;
         self.put_back(reign, key, job, None);
     }
@@ -574,7 +569,7 @@ impl Delivery {
             let Some((message, job)) = self.take(reign, key) else { return };
             let outcomes = outcomes_of(&job, Fate::Failed, why);
             self.log_outcomes(&message, &outcomes, number, "none", Default::default());
-            self.settle_with_notice(&message, outcomes, number, None).await;
+            self.settle_with_notice(&message, outcomes, number, None, Fence::Any).await;
             self.let_go(job.id, &job.recipients);
         }
         lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use holdfast_cluster::{Bytes, Term};
+use holdfast_cluster::{Bytes, Fence, ProposeError, Term};
 
 use super::fate::status;
 use super::leader::{Delivery, lock};
@@ -11,13 +11,24 @@ use super::settle::Settlement;
 use crate::clock;
 use crate::maillog::{Service, clean};
 use crate::queue::bounce::{Failure, Setting, notice};
-use crate::queue::command::{Fate, Notice, Outcome};
+use crate::queue::command::{Command, Fate, Notice, Outcome};
 use crate::queue::message::{Envelope, Recipient, Tick};
 use crate::queue::retry::is_expired;
 use crate::queue::{Message, MessageId};
 
 /// Messages that one tick looks at for expiry.
 const EXPIRY_LOOK_MAX: usize = 2000;
+/// Recipients that one entry removes.
+const REMOVED_MAX: usize = 1000;
+
+/// What came of an operator's wish to remove messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Messages that had recipients to remove; they are gone.
+    pub removed: usize,
+    /// Messages of which a transaction is open: its result counts.
+    pub in_transit: usize,
+}
 
 impl Delivery {
     pub(super) fn log_outcomes(
@@ -70,6 +81,7 @@ impl Delivery {
         outcomes: Vec<Outcome>,
         number: u64,
         relay: Option<&str>,
+        fence: Fence,
     ) {
         let failures: Vec<Failure> = outcomes
             .iter()
@@ -96,7 +108,7 @@ impl Delivery {
             let line = format!("{}: sender non-delivery notification: {}", message.id, n.id);
             self.log.line(number, Service::Bounce, line);
         }
-        self.settler.settle(Settlement { outcomes, notice }).await;
+        self.settler.settle(Settlement { outcomes, notice, fence }).await;
     }
 
     fn compose(
@@ -119,6 +131,46 @@ impl Delivery {
             confidential: message.envelope.confidential,
         };
         (Notice { id, envelope }, octets.into())
+    }
+
+    /// Removes recipients that no connection has in hand, without a notice. Only a leader may: it alone knows what is open.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotTaken`] if this node does not lead; otherwise what became of the proposal.
+    pub async fn remove(&self, ids: &[MessageId]) -> Result<Removal, ProposeError> {
+        let term = self.cluster.leading().ok_or(ProposeError::NotTaken)?;
+        let mut removal = Removal::default();
+        let mut ids = ids.iter();
+        loop {
+            let mut outcomes = Vec::new();
+            {
+                let queue = lock(&self.queue);
+                let mut in_hand = lock(&self.in_hand);
+                while outcomes.len() < REMOVED_MAX {
+                    let Some(id) = ids.next() else { break };
+                    let Some(message) = queue.message(*id) else { continue };
+                    let open = |n: &u16| self.settler.is_under_way(*id, *n) || in_hand.contains(&(*id, *n));
+                    let (open, free): (Vec<u16>, Vec<u16>) = message.pending().partition(open);
+                    removal.in_transit += !open.is_empty() as usize;
+                    removal.removed += open.is_empty() as usize;
+                    in_hand.extend(free.iter().map(|n| (*id, *n)));
+                    outcomes.extend(free.into_iter().map(|recipient| {
+                        let reply = "removed by an operator".into();
+                        Outcome { id: *id, recipient, fate: Fate::Removed, reply }
+                    }));
+                }
+            }
+            if outcomes.is_empty() {
+                return Ok(removal);
+            }
+            let taken: Vec<(MessageId, u16)> = outcomes.iter().map(|o| (o.id, o.recipient)).collect();
+            let command = Command::Settle { outcomes, notice: None }.encode().into();
+            let deadline = clock::after(Duration::from_secs(15));
+            let proposed =
+                self.cluster.propose(command, Bytes::new(), Fence::Term(term), false, deadline).await;
+            taken.into_iter().for_each(|(id, n)| self.let_go(id, &[n]));
+            proposed?;
+        }
     }
 
     /// Gives up what is older than its lifetime, by cluster time, unless a connection has it in hand. Goes on after `from` at
@@ -173,7 +225,7 @@ impl Delivery {
                 message.id, message.envelope.sender
             );
             let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
-            self.settle_with_notice(&message, outcomes, 0, None).await;
+            self.settle_with_notice(&message, outcomes, 0, None, Fence::Term(term)).await;
             self.let_go(message.id, &recipients);
             self.log.line(0, Service::Qmgr, line);
         }

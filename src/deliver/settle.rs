@@ -32,6 +32,8 @@ const TRY: Duration = Duration::from_secs(10);
 pub(super) struct Settlement {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) notice: Option<(Notice, Bytes)>,
+    /// [`Fence::Any`] for facts, which any leader may commit. A decision counts in the term in which it was taken or not at all.
+    pub(super) fence: Fence,
 }
 
 /// Where results go. Clones share it.
@@ -89,10 +91,14 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
     while let Some(first) = results.recv().await {
         let mut outcomes = Vec::new();
         let mut alone = Vec::new();
-        let mut put = |settlement: Settlement, outcomes: &mut Vec<Outcome>| match settlement.notice {
-            // A notice's octets are the body of its entry, so it has one of its own.
-            Some((notice, octets)) => alone.push((settlement.outcomes, Some(notice), octets)),
-            None => outcomes.extend(settlement.outcomes),
+        let mut put = |settlement: Settlement, outcomes: &mut Vec<Outcome>| {
+            let Settlement { outcomes: own, notice, fence } = settlement;
+            match notice {
+                // A notice's octets are the body of its entry, so it has one of its own.
+                Some((notice, octets)) => alone.push((own, Some(notice), octets, fence)),
+                None if fence != Fence::Any => alone.push((own, None, Bytes::new(), fence)),
+                None => outcomes.extend(own),
+            }
         };
         put(first, &mut outcomes);
         let until = tokio::time::sleep(GATHER);
@@ -108,9 +114,9 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
             }
         }
         if !outcomes.is_empty() {
-            alone.push((outcomes, None, Bytes::new()));
+            alone.push((outcomes, None, Bytes::new(), Fence::Any));
         }
-        for (outcomes, notice, octets) in alone {
+        for (outcomes, notice, octets, fence) in alone {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
             let (cluster, under_way) = (cluster.clone(), under_way.clone());
             tokio::spawn(async move {
@@ -119,7 +125,7 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
                 loop {
                     let deadline = clock::after(TRY);
                     let proposed =
-                        cluster.propose(command.clone(), octets.clone(), Fence::Any, false, deadline).await;
+                        cluster.propose(command.clone(), octets.clone(), fence, false, deadline).await;
                     match proposed {
                         Ok(_) => break,
                         Err(ProposeError::TooLarge) => {
@@ -127,6 +133,8 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
                             tracing::error!(results = names.len(), "results are larger than an entry");
                             break;
                         }
+                        // Whoever leads now decides anew.
+                        Err(_) if fence != Fence::Any => break,
                         Err(e) => tracing::warn!(error = %e, results = names.len(), "settling; trying again"),
                     }
                 }
