@@ -92,6 +92,7 @@ fn start_cluster(
         tls,
         disk: Arc::new(disk),
         index: Box::new(Directory(config.node.data_dir.join("index"))),
+        index_reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
             on_erased: Box::new(move |erased| erasures.note(erased)),

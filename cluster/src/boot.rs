@@ -50,6 +50,8 @@ pub struct Settings {
     pub log: Options,
     /// Where the index stands.
     pub index: Box<dyn Shelf>,
+    /// While less than this is free on the disk there is no index.
+    pub index_reserve_bytes: u64,
     /// Shortest and longest election timeout, ms. The lease follows from the longest.
     pub election_ms: (u64, u64),
     /// Heartbeat interval, ms.
@@ -118,8 +120,20 @@ pub fn start(mut settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result
 }
 
 async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
-    let Settings { cluster, id, members, listen, tls, disk, log, index, election_ms, heartbeat_ms, .. } =
-        settings;
+    let Settings {
+        cluster,
+        id,
+        members,
+        listen,
+        tls,
+        disk,
+        log,
+        index,
+        index_reserve_bytes,
+        election_ms,
+        heartbeat_ms,
+        ..
+    } = settings;
     let began = clock::now();
     let listener = TcpListener::bind(&listen)
         .await
@@ -128,7 +142,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let log = Arc::new(log);
     let pristine = recovered.pristine;
     let committed = log.committed();
-    let rows = Arc::new(Rows::new(log.clone(), Some(index)));
+    let rows = Arc::new(Rows::new(log.clone(), Some(index), index_reserve_bytes));
     let (state_machine, applied) =
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
@@ -194,7 +208,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             .map_err(|_| StartError::State("replaying the log took too long".into()))?
             .map_err(|e| StartError::State(e.to_string()))?;
     }
-    let erased = state_machine.started().map_err(|e| StartError::State(e.to_string()))?;
+    let erased = state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

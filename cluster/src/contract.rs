@@ -1,15 +1,14 @@
 //! openraft's own contract suite for stores, against ours.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Identity, Log, LogIndex, LogPosition, Options, ReadError, Rows};
+use holdfast_storage::{Identity, Log, LogPosition, Options, ReadError, Rows};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Delta, Machine, Origin, Refusal};
+use crate::machine::{Applied, Delta, Machine, Origin, Reading, Refusal, Whole};
 use crate::state_machine::StateMachine;
 use crate::types::TypeConfig;
 
@@ -41,17 +40,14 @@ impl Machine for Counter {
         Vec::new()
     }
 
-    fn whole(&self) -> Result<Delta, ReadError> {
-        Ok(Delta { tables: self.count.to_le_bytes().to_vec(), ..Delta::default() })
+    fn whole(&self) -> Reading {
+        let tables = self.count.to_le_bytes().to_vec();
+        Box::new(move || Ok(Whole { tables, ..Whole::default() }))
     }
 
     fn restore(&mut self, tables: &[u8], _origin: Origin) -> Result<(), String> {
         self.count = u64::from_le_bytes(tables.try_into().map_err(|_| "not a count")?);
         Ok(())
-    }
-
-    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError> {
-        Ok(BTreeSet::new())
     }
 }
 
@@ -67,10 +63,10 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
         let identity = Identity { cluster: "suite".into(), node: 1 };
         let (log, _) = Log::open(Arc::new(SimDisk::new(1)), identity, options).unwrap();
         let log = Arc::new(log);
-        let rows = Arc::new(Rows::new(log.clone(), None));
+        let rows = Arc::new(Rows::new(log.clone(), None, 0));
         let machine = Arc::new(Mutex::new(Counter::default()));
         let (state_machine, _) = StateMachine::restore(machine, log.clone(), rows, None).unwrap();
-        state_machine.started().unwrap();
+        state_machine.started().await.unwrap();
         Ok(((), LogStore { log }, state_machine))
     }
 }

@@ -11,11 +11,17 @@ pub trait Rows: Send + Sync {
     /// Whether there is a row. Never blocks.
     fn contains(&self, key: u128) -> bool;
 
-    /// The row of a key.
+    /// The row of a key: one read of the disk at most.
     ///
     /// # Errors
     /// If it cannot be read; the node ends then.
     fn get(&self, key: u128) -> Result<Option<Bytes>, ReadError>;
+
+    /// The rows of keys in rising order, as far as they still exist. May block for long: never called with the machine locked.
+    ///
+    /// # Errors
+    /// As [`Rows::get`].
+    fn read(&self, keys: &[u128]) -> Result<Vec<(u128, Bytes)>, ReadError>;
 
     /// Up to `max` keys of rows above `after`, in rising order. Never blocks.
     fn keys(&self, after: Option<u128>, max: usize) -> Vec<u128>;
@@ -28,6 +34,10 @@ impl Rows for holdfast_storage::Rows {
 
     fn get(&self, key: u128) -> Result<Option<Bytes>, ReadError> {
         holdfast_storage::Rows::get(self, key)
+    }
+
+    fn read(&self, keys: &[u128]) -> Result<Vec<(u128, Bytes)>, ReadError> {
+        holdfast_storage::Rows::read(self, keys)
     }
 
     fn keys(&self, after: Option<u128>, max: usize) -> Vec<u128> {
@@ -62,6 +72,20 @@ pub struct Delta {
     /// The small tables, whole.
     pub tables: Vec<u8>,
 }
+
+/// A state, whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whole {
+    /// All rows.
+    pub rows: BTreeMap<u128, Vec<u8>>,
+    /// The small tables.
+    pub tables: Vec<u8>,
+    /// Bodies that the state needs.
+    pub bodies: BTreeSet<LogIndex>,
+}
+
+/// Reads the state that it was made of. May block for long.
+pub type Reading = Box<dyn FnOnce() -> Result<Whole, ReadError> + Send>;
 
 /// The machine does not accept a proposal now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,21 +122,12 @@ pub trait Machine: Send + 'static {
     /// where [`Rows`] finds them. Returns the keys of rows that the machine let go of: they outlived the young horizon.
     fn checkpointed(&mut self) -> Vec<u128>;
 
-    /// All rows and tables.
-    ///
-    /// # Errors
-    /// If a row cannot be read.
-    fn whole(&self) -> Result<Delta, ReadError>;
+    /// All of the state as it is now, to be read without the machine: no checkpoint is completed before that is done.
+    fn whole(&self) -> Reading;
 
     /// Replaces the state.
     ///
     /// # Errors
     /// The reason, if the bytes are not a state.
     fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String>;
-
-    /// Bodies that the state still needs.
-    ///
-    /// # Errors
-    /// If a row cannot be read.
-    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError>;
 }

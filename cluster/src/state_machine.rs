@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
-use holdfast_storage::ReadError;
 use holdfast_storage::codec::{decode, encode};
 use holdfast_storage::{Checkpoint, Log, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -15,7 +14,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec::Tables;
-use crate::machine::{Delta, Machine, Origin};
+use crate::machine::{Delta, Machine, Origin, Whole};
 use crate::snapshot::{Contents, Manifest};
 use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
@@ -82,11 +81,23 @@ impl StateMachine {
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub(crate) fn started(&self) -> Result<usize, ReadError> {
+    pub(crate) async fn started(&self) -> Result<usize, io::Error> {
+        let (progress, whole) = self.whole().await?;
         self.starting.store(false, Ordering::Relaxed);
-        let machine = lock(&*self.machine);
-        let Some(applied) = lock(&self.progress).applied else { return Ok(0) };
-        Ok(self.log.erase_all_but(&machine.live_bodies()?, position(&applied).index))
+        let Some(applied) = progress.applied else { return Ok(0) };
+        Ok(self.log.erase_all_but(&whole.bodies, position(&applied).index))
+    }
+
+    /// The whole state and its position. It is read on a thread of its own, while commands are applied; no checkpoint is
+    /// completed meanwhile.
+    async fn whole(&self) -> Result<(Progress, Whole), io::Error> {
+        let _one = self.checkpointing.lock().await;
+        let (progress, reading) = {
+            let machine = lock(&*self.machine);
+            (lock(&self.progress).clone(), machine.whole())
+        };
+        let whole = tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?;
+        Ok((progress, whole.map_err(io::Error::other)?))
     }
 
     fn meta(progress: &Progress) -> SnapshotMeta {
@@ -149,7 +160,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             {
                 let mut machine = lock(&*self.machine);
                 let mut progress = lock(&self.progress);
-                progress.applied = Some(entry.log_id);
                 match entry.payload {
                     EntryPayload::Blank => {}
                     EntryPayload::Normal(proposal) => {
@@ -163,6 +173,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                         progress.membership = StoredMembership::new(Some(entry.log_id), membership);
                     }
                 }
+                progress.applied = Some(entry.log_id);
             }
             self.applied.send_replace(index + 1);
             if let Some(responder) = responder {
@@ -189,8 +200,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);
             progress.membership = meta.last_membership.clone();
-            let live = machine.live_bodies().map_err(io::Error::other)?;
-            self.log.erase_all_but(&live, position(&applied).index);
+            self.log.erase_all_but(&contents.bodies, position(&applied).index);
         }
         let checkpoint = Checkpoint {
             applied: position(&applied),
@@ -200,25 +210,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             replaces_all: true,
         };
         self.write_checkpoint(checkpoint).await?;
+        self.rows.replaced();
         self.applied.send_replace(applied.index() + 1);
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let machine = lock(&*self.machine);
-        let progress = lock(&self.progress).clone();
+        if self.starting.load(Ordering::Relaxed) {
+            let meta = Self::meta(&lock(&self.progress));
+            return Ok(meta.last_log_id.map(|_| Snapshot { meta, snapshot: Manifest(None) }));
+        }
+        let (progress, whole) = self.whole().await?;
         if progress.applied.is_none() {
             return Ok(None);
         }
-        if self.starting.load(Ordering::Relaxed) {
-            return Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) }));
-        }
-        let Delta { rows, tables, .. } = machine.whole().map_err(io::Error::other)?;
-        let contents = Contents {
-            tables: Tables::new(&progress.membership, tables),
-            rows: rows.into_iter().collect(),
-            bodies: machine.live_bodies().map_err(io::Error::other)?,
-        };
+        let Whole { rows, tables, bodies } = whole;
+        let contents = Contents { tables: Tables::new(&progress.membership, tables), rows, bodies };
         Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(Some(Box::new(contents))) }))
     }
 }

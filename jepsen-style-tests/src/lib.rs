@@ -8,5 +8,6 @@ pub mod checker;
 pub mod customer;
 pub mod history;
 pub mod nodes;
+pub mod postfix;
 pub mod sender;
 pub mod tools;

@@ -4,7 +4,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;
+use jepsen_style_tests::postfix::Postfix;
+use jepsen_style_tests::sender::{Client, message};
 use jepsen_style_tests::tools::{program, wait_for};
 
 /// Ends a process that the test started.
@@ -55,6 +58,87 @@ fn postfixs_source_and_sink() {
     assert_eq!(sent, 200);
     let files = std::fs::read_dir(dump.path()).unwrap().count();
     assert!(files > 0, "the sink kept what it took");
+}
+
+/// Postfix's own daemon relays to us and is lied to by nobody: the leader dies while it sends, and every message arrives.
+#[test]
+fn p1_postfix_as_the_sender() {
+    let customer = Customer::start();
+    let mut nodes = Nodes::start_all(customer.address());
+    let leader = nodes.wait_leader();
+    let entry = (1..=3).find(|id| *id != leader).unwrap();
+    let Some(postfix) = Postfix::start(free_port(), &nodes.smtp(entry)) else { return };
+    let mut client = Client::connect(0, &postfix.address()).unwrap();
+    for n in 0..60 {
+        let name = format!("postfix{n:02}");
+        let sent = client.transact(&name, &["r", "s"], &message(&name, if n == 7 { 700_000 } else { 3000 }));
+        assert_eq!(sent.outcome, Outcome::Ok);
+        if n == 30 {
+            nodes.kill(leader);
+        }
+    }
+    wait_for("Postfix to have handed everything on", Duration::from_secs(60), || {
+        postfix.maillog().matches("status=sent (250 2.0.0 Ok: queued as").count() == 120
+    });
+    assert!(postfix.maillog().contains("TLS connection established to 127.0.0.1"), "{}", postfix.maillog());
+    assert!(nodes.maillog(entry).contains("TLS connection established from"));
+    nodes.wait_drained(Duration::from_secs(40));
+    let taken = customer.taken();
+    for n in 0..60 {
+        let canary = format!("canary-postfix{n:02}-line-000001-");
+        for recipient in ["r", "s"] {
+            let copies = taken
+                .iter()
+                .filter(|t| t.recipient == recipient && String::from_utf8_lossy(&t.octets).contains(&canary));
+            assert!(copies.count() >= 1, "{canary} for {recipient} is missing");
+        }
+    }
+}
+
+/// Debian's summary of Postfix's logs reads ours, merged by time, and its totals are true.
+#[test]
+fn pflogsumm_reads_the_merged_logs() {
+    let Some(pflogsumm) = program("pflogsumm") else { return };
+    let customer = Customer::start();
+    let nodes = Nodes::start_all(customer.address());
+    nodes.route("client.test.example", customer.address());
+    for id in 1..=3 {
+        let mut client = Client::connect(id, &nodes.smtp(id)).unwrap();
+        for (n, recipients) in [vec!["r", "s"], vec!["r"], vec!["bounce"], vec!["late"]].iter().enumerate() {
+            let recipients: Vec<String> = recipients.iter().map(|r| format!("{r}{id}")).collect();
+            let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+            let name = format!("sum{id}-{n}");
+            assert_eq!(client.transact(&name, &recipients, &message(&name, 1000)).outcome, Outcome::Ok);
+        }
+        assert_eq!(client.say("MAIL FROM:<a@b.example>\r\n").unwrap(), 250);
+        assert_eq!(client.say("RCPT TO:<u@elsewhere.example>\r\n").unwrap(), 550);
+    }
+    nodes.wait_drained(Duration::from_secs(40));
+    let mut lines: Vec<String> =
+        (1..=3).flat_map(|id| nodes.maillog(id).lines().map(str::to_string).collect::<Vec<_>>()).collect();
+    // By time alone: what a node wrote in one millisecond stays in its order.
+    lines.sort_by_key(|line| line.split(' ').next().map(str::to_string));
+    let file = nodes.dir().join("merged.maillog");
+    std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+    let output = Command::new(pflogsumm).arg("--syslog-name=holdfast").arg(&file).output().unwrap();
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    let total = |what: &str| {
+        let line = report
+            .lines()
+            .find(|l| l.trim_start().split_once(' ').is_some_and(|(_, w)| w.trim().starts_with(what)));
+        line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
+    };
+    // 12 messages came by SMTP; a copy went to each of r, s, r, late, and to the sender a notice for each bounce.
+    for (what, expected) in [
+        ("received", 12),
+        ("delivered", 15),
+        ("deferred", 3),
+        ("bounced", 3),
+        ("rejected", 3),
+        ("senders", 1),
+    ] {
+        assert_eq!(total(what), Some(expected), "{what} in\n{report}\n{}", lines.join("\n"));
+    }
 }
 
 #[test]

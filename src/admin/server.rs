@@ -24,7 +24,7 @@ use crate::smtp::address::is_domain;
 
 /// Operators' connections at the same time; who comes beyond waits.
 const CONNECTIONS_MAX: usize = 32;
-/// Messages that are looked at in one go while the queue is locked.
+/// Messages of one page of a walk.
 const LIST_STEP: usize = 500;
 
 /// What operators may look at and touch.
@@ -132,6 +132,36 @@ fn not_done(error: &ProposeError) -> Failure {
     }
 }
 
+/// A walk over the whole queue in pages; between them the queue goes on.
+struct Walk<'a> {
+    queue: &'a Mutex<Queue>,
+    after: Option<MessageId>,
+    /// Set if one message is wanted and no other.
+    only: Option<MessageId>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(queue: &'a Mutex<Queue>) -> Walk<'a> {
+        Walk { queue, after: None, only: None }
+    }
+
+    /// The messages that a selector can mean: one, if it names one.
+    fn of(queue: &'a Mutex<Queue>, selector: &Selector) -> Walk<'a> {
+        Walk { only: selector.id.as_ref().and_then(|id| MessageId::parse(id)), ..Walk::new(queue) }
+    }
+
+    async fn next(&mut self) -> Option<Vec<Arc<Message>>> {
+        if let Some(only) = self.only {
+            let found = if self.after.is_none() { lock(self.queue).message(only) } else { None };
+            self.after = Some(only);
+            return found.map(|message| vec![message]);
+        }
+        let page = lock(self.queue).page(self.after, LIST_STEP);
+        self.after = Some(page.last?);
+        tokio::task::spawn_blocking(|| page.read()).await.ok()
+    }
+}
+
 impl Admin {
     async fn answer(&self, request: Request, tell: &mpsc::Sender<Value>) -> Result<(), Failure> {
         let gone = |_| failed("the operator has gone");
@@ -164,11 +194,17 @@ impl Admin {
                     return Err(failed(&format!("there is no route for {domain}")));
                 }
                 let mut waiting = 0;
-                self.each(|queue, m| {
-                    let mut domains = m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
-                    let waits = domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain));
-                    waiting += waits as usize;
-                });
+                let mut walk = Walk::new(&self.queue);
+                while let Some(messages) = walk.next().await {
+                    let queue = lock(&self.queue);
+                    for m in messages {
+                        let mut domains =
+                            m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
+                        let waits =
+                            domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain));
+                        waiting += waits as usize;
+                    }
+                }
                 if waiting > 0 {
                     let text = format!("{waiting} messages wait for {domain}; deliver or remove them first");
                     return Err(failed(&text));
@@ -177,39 +213,27 @@ impl Admin {
             }
             Request::QueueList(selector) => {
                 let waits = self.delivery.waits();
-                let mut after = None;
-                loop {
-                    let (items, last) = {
+                let mut walk = Walk::of(&self.queue, &selector);
+                while let Some(messages) = walk.next().await {
+                    let items: Vec<Value> = {
                         let queue = lock(&self.queue);
-                        let mut items = Vec::new();
-                        let mut last = None;
-                        for id in queue.ids(after, LIST_STEP) {
-                            last = Some(id);
-                            if let Some(message) = queue.message(id)
-                                && self.selects(&selector, &queue, &message)
-                            {
-                                items.push(self.describe(&queue, &message, waits.get(&id).copied()));
-                            }
-                        }
-                        (items, last)
+                        let wanted = messages.iter().filter(|m| self.selects(&selector, &queue, m));
+                        wanted.map(|m| self.describe(&queue, m, waits.get(&m.id).copied())).collect()
                     };
                     for item in items {
                         tell.send(item).await.map_err(gone)?;
                     }
-                    match last {
-                        Some(last) => after = Some(last),
-                        None => return Ok(()),
-                    }
                 }
+                Ok(())
             }
             Request::QueueRetry(selector) => {
-                let ids = self.select(&selector)?;
+                let ids = self.select(&selector).await?;
                 let count = ids.len();
                 self.delivery.retry_now(ids);
                 tell.send(json!({ "retried": count })).await.map_err(gone)
             }
             Request::QueueRemove { selector, dry_run } => {
-                let ids = self.select(&selector)?;
+                let ids = self.select(&selector).await?;
                 if dry_run {
                     let item = json!({ "removed": ids.len(), "in_transit": 0, "dry_run": true });
                     return tell.send(item).await.map_err(gone);
@@ -235,35 +259,21 @@ impl Admin {
         self.propose(Command::Route { domain, route }).await
     }
 
-    fn select(&self, selector: &Selector) -> Result<Vec<MessageId>, Failure> {
+    async fn select(&self, selector: &Selector) -> Result<Vec<MessageId>, Failure> {
         if *selector == Selector::default() {
             return Err(failed(
                 "say which messages: an id, --to-domain, --from, --older-than, --state or --all",
             ));
         }
         let mut found = Vec::new();
-        self.each(|queue, m| {
-            if self.selects(selector, queue, m) {
-                found.push(m.id);
-            }
-        });
+        let mut walk = Walk::of(&self.queue, selector);
+        while let Some(messages) = walk.next().await {
+            let queue = lock(&self.queue);
+            found.extend(messages.iter().filter(|m| self.selects(selector, &queue, m)).map(|m| m.id));
+        }
         match (&selector.id, found.is_empty()) {
             (Some(id), true) => Err(failed(&format!("{id}: no such message"))),
             _ => Ok(found),
-        }
-    }
-
-    /// Looks at every message, in steps between which the queue goes on.
-    fn each(&self, mut each: impl FnMut(&Queue, &Message)) {
-        let mut after = None;
-        loop {
-            let queue = lock(&self.queue);
-            let ids = queue.ids(after, LIST_STEP);
-            let Some(last) = ids.last() else { return };
-            after = Some(*last);
-            for message in ids.into_iter().filter_map(|id| queue.message(id)) {
-                each(&queue, &message);
-            }
         }
     }
 

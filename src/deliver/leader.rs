@@ -202,7 +202,7 @@ impl Delivery {
         while self.cluster.leading() == Some(term) {
             self.drain_journal(&reign, &mut unplaced);
             self.release_placed(&reign, &mut unplaced);
-            let surveying = self.survey(&reign, &mut unplaced);
+            let surveying = self.survey(&reign, &mut unplaced).await;
             self.open_connections(&reign);
             let wakes = lock(&reign.scheduler).wakes_at_ms();
             let wait = match wakes {
@@ -235,14 +235,21 @@ impl Delivery {
         tracing::info!(term = term.0, "delivering no more");
     }
 
-    /// Schedules the next messages of the whole queue; whether there may be more. It goes in steps, so that the queue is never
-    /// locked for long.
-    fn survey(&self, reign: &Reign, unplaced: &mut BTreeMap<LogIndex, MessageId>) -> bool {
-        let mut queue = lock(&self.queue);
-        let Some(messages) = queue.survey(SURVEY_STEP) else { return false };
+    /// Schedules the next messages of the whole queue; whether there may be more. It goes in pages, which are read while the queue
+    /// is not locked.
+    async fn survey(&self, reign: &Reign, unplaced: &mut BTreeMap<LogIndex, MessageId>) -> bool {
+        let (page, in_hand) = {
+            let mut queue = lock(&self.queue);
+            let Some(page) = queue.survey(SURVEY_STEP) else { return false };
+            (page, lock(&self.in_hand).clone())
+        };
+        let Ok(messages) = tokio::task::spawn_blocking(|| page.read()).await else { return false };
+        let queue = lock(&self.queue);
         let mut scheduler = lock(&reign.scheduler);
-        for message in messages {
-            self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
+        for message in messages.iter().filter(|message| queue.contains(message.id)) {
+            // What a connection had in hand when the page was made comes back through `put_back`.
+            let free = |n: &u16| !in_hand.contains(&(message.id, *n));
+            self.schedule(reign, &mut scheduler, &queue, message, unplaced, free);
         }
         true
     }
@@ -255,6 +262,7 @@ impl Delivery {
         queue: &Queue,
         message: &Message,
         unplaced: &mut BTreeMap<LogIndex, MessageId>,
+        wanted: impl Fn(&u16) -> bool,
     ) {
         let (term, index) = message.accepted;
         if term == reign.term.0 {
@@ -268,7 +276,7 @@ impl Delivery {
         let free = |n: &u16| {
             !self.settler.is_under_way(message.id, *n) && !lock(&self.in_hand).contains(&(message.id, *n))
         };
-        for number in message.pending().filter(free) {
+        for number in message.pending().filter(free).filter(wanted) {
             let domain = message.envelope.recipients[number as usize].address.domain();
             let target = target(queue, domain);
             by_target.entry(target.key.clone()).or_insert_with(|| (target, Vec::new())).1.push(number);
@@ -336,7 +344,7 @@ impl Delivery {
         match at_ms {
             _ if !known => {
                 if let Some(message) = queue.message(job.id) {
-                    self.schedule(reign, &mut scheduler, &queue, &message, &mut BTreeMap::new());
+                    self.schedule(reign, &mut scheduler, &queue, &message, &mut BTreeMap::new(), |_| true);
                 }
             }
             Some(at) => scheduler.add_later(key, job, at),
@@ -366,7 +374,7 @@ impl Delivery {
                     Change::Added(id) if queue.is_ahead(id) => {}
                     Change::Added(id) => {
                         if let Some(message) = queue.message(id) {
-                            self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
+                            self.schedule(reign, &mut scheduler, &queue, &message, unplaced, |_| true);
                         }
                     }
                     Change::Left(id) => removed.push((Service::Qmgr, format!("{id}: removed"))),
@@ -390,7 +398,7 @@ impl Delivery {
         let mut scheduler = lock(&reign.scheduler);
         for id in ready.into_values() {
             if let Some(message) = queue.message(id) {
-                self.schedule(reign, &mut scheduler, &queue, &message, unplaced);
+                self.schedule(reign, &mut scheduler, &queue, &message, unplaced, |_| true);
             }
         }
     }
@@ -436,6 +444,9 @@ impl Delivery {
             // Routes changed since: its jobs go where they belong now.
             while let Some((_, job)) = self.take(reign, key) {
                 self.put_back(reign, key, job, None);
+                if lock(&reign.targets).contains_key(key) {
+                    break; // it is known again: the next connection goes there
+                }
             }
             return;
         };

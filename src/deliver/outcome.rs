@@ -17,9 +17,9 @@ use crate::queue::retry::is_expired;
 use crate::queue::{Message, MessageId};
 
 /// Messages that one tick looks at for expiry.
-const EXPIRY_LOOK_MAX: usize = 2000;
+const EXPIRY_LOOK_MAX: usize = 500;
 /// Recipients that one entry removes.
-const REMOVED_MAX: usize = 1000;
+const REMOVED_MAX: usize = 200;
 
 /// What came of an operator's wish to remove messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,11 +4,13 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_cluster::{Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Refusal, Rows};
+use holdfast_cluster::{
+    Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Reading, Refusal, Rows, Whole,
+};
 
 use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
 use super::message::{Envelope, Message, MessageId, State, Tick};
-use super::messages::{Messages, Totals};
+use super::messages::{Messages, Page, Totals};
 use super::tables::Tables;
 
 /// Settled and withdrawn ids are remembered for this much cluster time. Longer than a message may be proposed again: its client
@@ -74,7 +76,12 @@ impl Queue {
         self.tables.now
     }
 
-    /// Up to `max` ids above `after`, in rising order: the queue is looked at in steps, since it may be larger than memory.
+    /// Up to `max` messages above `after`: the queue is walked in pages, since it may be larger than memory.
+    pub fn page(&self, after: Option<MessageId>, max: usize) -> Page {
+        self.messages.page(after, max)
+    }
+
+    /// Up to `max` ids above `after`, in rising order.
     pub fn ids(&self, after: Option<MessageId>, max: usize) -> Vec<MessageId> {
         self.messages.ids(after, max)
     }
@@ -156,14 +163,10 @@ impl Queue {
     }
 
     /// The next messages of the whole queue, up to `max`; `None` once all were seen.
-    pub fn survey(&mut self, max: usize) -> Option<Vec<Arc<Message>>> {
-        let survey = self.survey?;
-        let ids = self.messages.ids(survey.seen, max);
-        match ids.last() {
-            Some(last) => self.survey = Some(Survey { seen: Some(*last) }),
-            None => self.survey = None,
-        }
-        self.survey.map(|_| ids.into_iter().filter_map(|id| self.message(id)).collect())
+    pub fn survey(&mut self, max: usize) -> Option<Page> {
+        let page = self.messages.page(self.survey?.seen, max);
+        self.survey = page.last.map(|last| Survey { seen: Some(last) });
+        self.survey.map(|_| page)
     }
 
     /// Whether the survey is still to come to a message.
@@ -479,29 +482,29 @@ impl Machine for Queue {
         self.messages.checkpointed()
     }
 
-    fn whole(&self) -> Result<Delta, ReadError> {
-        let mut rows = Vec::with_capacity(self.messages.totals().messages);
-        self.messages.each(|message| rows.push((message.id.0, message.row())))?;
-        Ok(Delta { rows, gone: Vec::new(), tables: self.tables.encode() })
+    fn whole(&self) -> Reading {
+        let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
+        let mut whole = Whole { tables: self.tables.encode(), bodies: pieces.collect(), ..Whole::default() };
+        let everything = self.messages.all();
+        Box::new(move || {
+            everything.each(|message| {
+                whole.rows.insert(message.id.0, message.row());
+                whole.bodies.extend(&message.bodies);
+            })?;
+            Ok(whole)
+        })
     }
 
     fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String> {
         let tables = Tables::decode(tables)?;
         match origin {
-            Origin::Checkpoint => self.messages.restore_checkpoint()?,
-            Origin::Snapshot(found) => self.messages.restore_snapshot(&found)?,
+            Origin::Checkpoint => self.messages = Messages::of_checkpoint(self.messages.rows())?,
+            Origin::Snapshot(found) => self.messages = Messages::of_snapshot(&found, self.messages.rows())?,
         }
         let parts = tables.pieces.values().flat_map(|p| p.parts.values());
         self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
         self.tables = tables;
         self.end_journal();
         Ok(())
-    }
-
-    fn live_bodies(&self) -> Result<BTreeSet<LogIndex>, ReadError> {
-        let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
-        let mut live: BTreeSet<LogIndex> = pieces.collect();
-        self.messages.each(|message| live.extend(&message.bodies))?;
-        Ok(live)
     }
 }

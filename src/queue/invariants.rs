@@ -27,7 +27,7 @@ impl Queue {
         let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
         pieces.for_each(|index| assert!(seen.insert(index), "body {index} belongs to two"));
         let mut totals = Totals::default();
-        let each = self.messages.each(|message| {
+        let each = self.messages.all().each(|message| {
             for index in &message.bodies {
                 assert!(seen.insert(*index), "body {index} belongs to two");
             }
@@ -52,6 +52,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::queue::Change;
     use crate::queue::command::{Answer, Command, Fate, Notice, Outcome, PieceRef};
     use crate::queue::message::{Envelope, MessageId, Recipient, Tick};
     use crate::smtp::address::{Mailbox, ReversePath};
@@ -94,6 +95,11 @@ mod tests {
             Ok(self.0.lock().unwrap().get(&key).cloned())
         }
 
+        fn read(&self, keys: &[u128]) -> Result<Vec<(u128, Bytes)>, ReadError> {
+            let all = self.0.lock().unwrap();
+            Ok(keys.iter().filter_map(|key| Some((*key, all.get(key)?.clone()))).collect())
+        }
+
         fn keys(&self, after: Option<u128>, max: usize) -> Vec<u128> {
             let from = after.map_or(0, |after| after + 1);
             self.0.lock().unwrap().range(from..).take(max).map(|(key, _)| *key).collect()
@@ -102,7 +108,7 @@ mod tests {
 
     fn all(queue: &Queue) -> BTreeMap<MessageId, Message> {
         let mut found = BTreeMap::new();
-        queue.messages.each(|m| drop(found.insert(m.id, m.clone()))).unwrap();
+        queue.messages.all().each(|m| drop(found.insert(m.id, m.clone()))).unwrap();
         found
     }
 
@@ -128,7 +134,7 @@ mod tests {
             let applied = self.queue.apply(at, &command.encode(), body_bytes).unwrap();
             self.bodies.retain(|index| !applied.erase.contains(index));
             self.queue.check();
-            assert_eq!(self.bodies, self.queue.live_bodies().unwrap(), "every body is live or erased");
+            assert_eq!(self.bodies, self.queue.whole()().unwrap().bodies, "every body is live or erased");
             Answer::decode(&applied.outcome).unwrap()
         }
 
@@ -304,6 +310,44 @@ mod tests {
     }
 
     proptest! {
+        /// A leader hears of each message once, from its survey or from the journal, whatever comes between the steps; and again of one
+        /// that a connection lets go of.
+        #[test]
+        fn p1_a_survey_and_the_journal_tell_of_each_message(steps in prop::collection::vec((0u16..40, 0u8..4), 1..80)) {
+            let mut w = World::new();
+            for n in 0..10 {
+                w.accept(n * 4, 1);
+            }
+            w.queue.begin_journal();
+            let mut told: BTreeMap<MessageId, usize> = BTreeMap::new();
+            let mut let_go: BTreeMap<MessageId, usize> = BTreeMap::new();
+            let tell = |told: &mut BTreeMap<MessageId, usize>, id| *told.entry(id).or_default() += 1;
+            for (n, what) in steps.into_iter().chain((0..60).map(|_| (0, 2))) {
+                match what {
+                    0 => drop(w.accept(n, 1)),
+                    // In the hands of a connection until now, so that what was told of it before does not count.
+                    1 if w.queue.contains(id(n)) => {
+                        told.insert(id(n), 0);
+                        w.queue.reschedule(id(n));
+                        *let_go.entry(id(n)).or_default() += 1;
+                    }
+                    2 => {
+                        let page = w.queue.survey(3).map(|page| page.read()).unwrap_or_default();
+                        page.iter().for_each(|message| tell(&mut told, message.id));
+                    }
+                    _ => {}
+                }
+                for change in w.queue.take_journal() {
+                    if let Change::Added(id) = change {
+                        tell(&mut told, id);
+                    }
+                }
+            }
+            for id in all(&w.queue).into_keys() {
+                prop_assert_eq!(told.get(&id), Some(&1), "{} was let go of {:?} times", id, let_go.get(&id));
+            }
+        }
+
         /// A queue that spills, restarts and moves by snapshot at any point is the queue that keeps everything in memory.
         #[test]
         fn p1_a_queue_that_spills_is_the_same_queue(steps in prop::collection::vec((0u16..12, 0u8..12), 1..120)) {
@@ -351,6 +395,8 @@ mod tests {
                             rows.write(delta.rows, delta.gone);
                             base = (delta.tables, index, bodies);
                             since.drain(..done);
+                            // The machine hears of it later.
+                            prop_assert_eq!(all(&w.queue), all(&plain.queue), "the rows are there, the news is not");
                             w.queue.checkpointed();
                         }
                     },
@@ -365,24 +411,29 @@ mod tests {
                             w.apply(command.clone(), *bytes);
                         }
                     }
-                    // A snapshot goes to another node, which writes it as a checkpoint of its own.
+                    // A snapshot goes to another node, which has rows of its own, and writes it as a checkpoint.
                     (None, _) => {
                         under_way = None;
-                        let delta = w.queue.whole().unwrap();
-                        let found = delta.rows.iter().map(|(key, row)| (*key, row.clone().into())).collect();
-                        rows = Checkpointed::default();
+                        let whole = w.queue.whole()().unwrap();
+                        let found = whole.rows.iter().map(|(key, row)| (*key, row.clone().into())).collect();
+                        let own = Checkpointed::default();
+                        own.write(vec![(id(n).0, vec![1]), (id(500).0, vec![2])], vec![]);
                         w.queue = Queue::default();
-                        w.queue.attach(Arc::new(rows.clone()));
-                        w.queue.restore(&delta.tables, Origin::Snapshot(found)).unwrap();
+                        w.queue.attach(Arc::new(own.clone()));
+                        w.queue.restore(&whole.tables, Origin::Snapshot(found)).unwrap();
                         prop_assert_eq!(all(&w.queue), all(&plain.queue), "before its checkpoint is complete");
-                        rows.write(delta.rows, vec![]);
+                        own.0.lock().unwrap().clear();
+                        own.write(whole.rows.into_iter().collect(), vec![]);
                         w.queue.checkpointed();
-                        base = (delta.tables, w.index, w.bodies.clone());
+                        base = (whole.tables, w.index, w.bodies.clone());
+                        rows = own;
                         since.clear();
                     }
                 }
                 w.queue.check();
                 prop_assert_eq!(all(&w.queue), all(&plain.queue));
+                let page: Vec<MessageId> = w.queue.page(None, 100).read().iter().map(|m| m.id).collect();
+                prop_assert_eq!(page, plain.queue.ids(None, 100));
                 prop_assert_eq!(&w.queue.tables, &plain.queue.tables);
                 let step: Vec<MessageId> = plain.queue.ids(Some(id(3)), 4);
                 prop_assert_eq!(w.queue.ids(Some(id(3)), 4), step);

@@ -18,6 +18,9 @@ use holdfast_cluster::{Bytes, ReadError, Rows};
 
 use super::message::{Message, MessageId};
 
+/// Messages that are read in one step.
+const READ_STEP: usize = 1000;
+
 /// What a queue amounts to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -189,46 +192,60 @@ impl Messages {
         spilled.into_iter().filter_map(|id| self.young.remove(&id).map(|_| id.0)).collect()
     }
 
-    /// Begins anew with the messages of the newest checkpoint.
-    pub(super) fn restore_checkpoint(&mut self) -> Result<(), String> {
-        *self = Messages { rows: self.rows.take(), ..Messages::default() };
+    /// The messages of the newest checkpoint.
+    pub(super) fn of_checkpoint(rows: Option<Arc<dyn Rows>>) -> Result<Messages, String> {
+        let mut messages = Messages { rows, ..Messages::default() };
         let mut after = None;
-        loop {
-            let ids = self.ids(after, READ_STEP);
-            let Some(last) = ids.last() else { return Ok(()) };
+        while let Some(rows) = messages.rows.clone() {
+            let keys = rows.keys(after, READ_STEP);
+            let Some(last) = keys.last() else { break };
             after = Some(*last);
-            for id in ids {
-                let row = self.own_rows().map(|rows| rows.get(id.0)).transpose();
-                let row = row.map_err(|e| e.to_string())?.flatten().unwrap_or_default();
-                self.count(&Message::from_row(&row)?);
+            for (_, row) in rows.read(&keys).map_err(|e| e.to_string())? {
+                messages.count(&Message::from_row(&row)?);
             }
         }
+        Ok(messages)
     }
 
-    /// Begins anew with the messages of a snapshot: in memory until a checkpoint has written them.
-    pub(super) fn restore_snapshot(&mut self, found: &BTreeMap<u128, Bytes>) -> Result<(), String> {
-        *self = Messages { rows: self.rows.take(), foreign: true, ..Messages::default() };
+    /// The messages of a snapshot: in memory until a checkpoint has written them.
+    pub(super) fn of_snapshot(
+        found: &BTreeMap<u128, Bytes>,
+        rows: Option<Arc<dyn Rows>>,
+    ) -> Result<Messages, String> {
+        let mut messages = Messages { rows, foreign: true, ..Messages::default() };
         for row in found.values() {
             let message = Message::from_row(row)?;
-            self.count(&message);
-            self.writing.insert(message.id);
-            self.young.insert(message.id, Young { message: Arc::new(message), has_row: true });
+            messages.count(&message);
+            messages.writing.insert(message.id);
+            messages.young.insert(message.id, Young { message: Arc::new(message), has_row: true });
         }
-        Ok(())
+        Ok(messages)
     }
 
-    /// All messages, one after the other.
-    pub(super) fn each(&self, mut each: impl FnMut(&Message)) -> Result<(), ReadError> {
-        let mut after = None;
-        loop {
-            let ids = self.ids(after, READ_STEP);
-            let Some(last) = ids.last() else { return Ok(()) };
-            after = Some(*last);
-            for id in ids {
-                if let Some(message) = self.get(id)? {
-                    each(&message);
-                }
+    /// Where rows are read.
+    pub(super) fn rows(&self) -> Option<Arc<dyn Rows>> {
+        self.rows.clone()
+    }
+
+    /// Up to `max` messages above `after`: those in memory, and the ids of those to be read.
+    pub(super) fn page(&self, after: Option<MessageId>, max: usize) -> Page {
+        let mut page = Page { rows: self.own_rows().cloned(), ..Page::default() };
+        for id in self.ids(after, max) {
+            page.last = Some(id);
+            match self.young.get(&id) {
+                Some(young) => page.young.push(young.message.clone()),
+                None => page.spilled.push(id.0),
             }
+        }
+        page
+    }
+
+    /// What a reading of all messages needs: it goes on without this.
+    pub(super) fn all(&self) -> Everything {
+        Everything {
+            young: self.young.iter().map(|(id, young)| (*id, young.message.clone())).collect(),
+            void: self.left.union(&self.leaving).copied().collect(),
+            rows: self.own_rows().cloned(),
         }
     }
 
@@ -243,5 +260,53 @@ impl Messages {
     }
 }
 
-/// Messages that are read in one step.
-const READ_STEP: usize = 1000;
+/// A step of a walk over the queue. The queue is not locked while it is read.
+#[derive(Default)]
+pub struct Page {
+    /// The last id, where the next page goes on; `None` if the walk is over.
+    pub last: Option<MessageId>,
+    young: Vec<Arc<Message>>,
+    spilled: Vec<u128>,
+    rows: Option<Arc<dyn Rows>>,
+}
+
+impl Page {
+    /// The messages in order of their ids, as they were when the page was made or a little later. May block: not to be called
+    /// with the queue locked. What cannot be read is left out, as its node is ending.
+    pub fn read(mut self) -> Vec<Arc<Message>> {
+        if let Some(rows) = self.rows.filter(|_| !self.spilled.is_empty()) {
+            let rows = rows.read(&self.spilled).unwrap_or_default();
+            self.young.extend(rows.iter().filter_map(|(_, row)| Message::from_row(row).ok()).map(Arc::new));
+            self.young.sort_by_key(|message| message.id);
+        }
+        self.young
+    }
+}
+
+/// All messages at one moment.
+pub(super) struct Everything {
+    young: BTreeMap<MessageId, Arc<Message>>,
+    void: BTreeSet<MessageId>,
+    rows: Option<Arc<dyn Rows>>,
+}
+
+impl Everything {
+    /// Reads them, one after the other. No checkpoint may be completed meanwhile.
+    pub(super) fn each(self, mut each: impl FnMut(&Message)) -> Result<(), ReadError> {
+        let mut after = None;
+        while let Some(rows) = &self.rows {
+            let keys = rows.keys(after, READ_STEP);
+            let Some(last) = keys.last() else { break };
+            after = Some(*last);
+            let wanted = |key: &u128| {
+                !self.void.contains(&MessageId(*key)) && !self.young.contains_key(&MessageId(*key))
+            };
+            let keys: Vec<u128> = keys.into_iter().filter(wanted).collect();
+            for (_, row) in rows.read(&keys)? {
+                each(&Message::from_row(&row).expect("a row has the CRC of what this version wrote"));
+            }
+        }
+        self.young.values().for_each(|message| each(message));
+        Ok(())
+    }
+}

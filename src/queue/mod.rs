@@ -13,4 +13,4 @@ mod tables;
 pub use apply::{Change, Queue};
 pub use command::Command;
 pub use message::{Message, MessageId};
-pub use messages::Totals;
+pub use messages::{Page, Totals};

@@ -94,7 +94,6 @@ impl Eraser {
     /// Gives back the segments in which nothing is live. What their records still say about other segments is said again
     /// first: erase intents, and keys whose rows are void.
     fn recycle(&self) -> Result<(), String> {
-        let active = self.inner.active();
         let mut say_again = Vec::new();
         let mut empty = Vec::new();
         {
@@ -103,8 +102,7 @@ impl Eraser {
             if !state.dying.is_empty() {
                 return Ok(());
             }
-            let idle = |id: &SegmentId, live: u64| *id != active && live == 0 && !state.pending.contains(id);
-            for (id, segment) in state.segments.iter().filter(|(id, s)| idle(id, s.live)) {
+            for (id, segment) in state.idle_segments() {
                 empty.push(*id);
                 for named in segment.intents_for.iter().filter(|named| *named != id) {
                     if let Some(other) = state.segments.get(named) {

@@ -23,6 +23,8 @@ pub enum Lie {
     Fails,
     /// It does not open.
     Shut,
+    /// It begins from the first key again and again.
+    Loops,
 }
 
 #[derive(Default)]
@@ -92,6 +94,10 @@ impl Shelf for SimShelf {
         }
     }
 
+    fn discard(&self) -> std::io::Result<()> {
+        self.set_aside()
+    }
+
     fn set_aside(&self) -> std::io::Result<()> {
         let mut state = self.state();
         state.rows.clear();
@@ -114,7 +120,7 @@ impl Index for SimShelf {
 
     fn range(&self, after: Option<u128>, max: usize) -> Result<Vec<(u128, Bytes)>, IndexFailed> {
         use std::ops::Bound;
-        self.check()?;
+        let after = if self.check()? == Lie::Loops { None } else { after };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.state();
         Ok(state.rows.range((from, Bound::Unbounded)).take(max).map(|(k, v)| (*k, v.clone())).collect())

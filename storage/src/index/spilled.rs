@@ -4,7 +4,7 @@
 //! here relies on it: see the parent module.
 #![expect(clippy::disallowed_methods, reason = "sled does its own file I/O, so its directory is moved here")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -28,10 +28,23 @@ impl Shelf for Directory {
         }
         // One is kept, for whoever wants to look at it; it holds nothing that the log has not.
         let aside = self.0.with_extension("aside");
-        if aside.exists() {
-            std::fs::remove_dir_all(&aside)?;
-        }
+        remove(&aside)?;
         std::fs::rename(&self.0, aside)
+    }
+
+    fn discard(&self) -> std::io::Result<()> {
+        remove(&self.0.with_extension("aside"))?;
+        remove(&self.0)
+    }
+}
+
+/// Removes whatever stands there.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
     }
 }
 

@@ -440,13 +440,21 @@ fn fold_checkpoints(
     let mut void_keys = Vec::new();
     for (number, key, segment) in gone {
         highest = highest.max(number);
+        if let Some(s) = state.segments.get_mut(&segment) {
+            s.checkpoints.insert(number);
+        }
         if counts(number) {
             current.remove(&key);
             void_keys.push((key, segment));
+        } else {
+            state.void.insert(number);
         }
     }
     for (number, parts) in &tables {
         highest = highest.max(*number);
+        if !counts(*number) {
+            state.void.insert(*number);
+        }
         for (_, segment) in parts.values() {
             if let Some(s) = state.segments.get_mut(segment) {
                 s.checkpoints.insert(*number);

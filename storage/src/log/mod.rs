@@ -106,7 +106,6 @@ pub(crate) struct Inner {
     pub(crate) segment_bytes: u64,
     state: Mutex<LogState>,
     superblock: Mutex<Superblock>,
-    active: Mutex<SegmentId>,
     pool: Mutex<Vec<(u32, Arc<dyn DiskFile>)>>,
     next_slot: Mutex<u32>,
     pub(crate) options: Options,
@@ -125,14 +124,6 @@ impl Inner {
 
     fn superblock(&self) -> MutexGuard<'_, Superblock> {
         lock(&self.superblock)
-    }
-
-    pub(crate) fn active(&self) -> SegmentId {
-        *lock(&self.active)
-    }
-
-    fn set_active(&self, id: SegmentId) {
-        *lock(&self.active) = id;
     }
 
     fn active_end(&self, id: SegmentId) -> (Arc<dyn DiskFile>, u32) {
@@ -184,7 +175,6 @@ impl Log {
             segment_bytes: opened.superblock.contents.segment_bytes,
             disk,
             identity,
-            active: Mutex::new(opened.active),
             pool: Mutex::new(Vec::new()),
             next_slot: Mutex::new(opened.next_slot),
             state: Mutex::new(opened.state),

@@ -337,6 +337,15 @@ impl LogState {
         }
     }
 
+    /// Segments that hold nothing live and never will again: all but the newest, which is written or about to be, whatever the
+    /// writer has told of it yet.
+    pub(crate) fn idle_segments(&self) -> impl Iterator<Item = (&SegmentId, &Segment)> {
+        let newest = self.segments.last_key_value().map(|(id, _)| *id);
+        self.segments
+            .iter()
+            .filter(move |(id, s)| Some(**id) != newest && s.live == 0 && !self.pending.contains(id))
+    }
+
     /// Forgets a segment that holds nothing live, and what only its records made necessary.
     pub(crate) fn remove_segment(&mut self, id: SegmentId) -> Option<Segment> {
         let segment = self.segments.remove(&id)?;
@@ -387,5 +396,26 @@ impl LogState {
         {
             assert!(floor.index.0 < self.first, "floor < first entry");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Disk;
+    use crate::disk::sim::SimDisk;
+
+    /// P1: a segment that was just opened holds nothing yet and is no spare one, though the writer has not said that it is active.
+    #[test]
+    fn p1_the_newest_segment_is_never_given_back() {
+        let disk = SimDisk::new(1);
+        let file = disk.create("segment-000000").unwrap();
+        let mut state = LogState::default();
+        for id in 1..=3 {
+            state.segments.insert(SegmentId(id), Segment::new(0, file.clone()));
+        }
+        state.add_live(SegmentId(2), 0);
+        let idle: Vec<u64> = state.idle_segments().map(|(id, _)| id.0).collect();
+        assert_eq!(idle, [1]);
     }
 }

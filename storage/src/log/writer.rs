@@ -198,6 +198,9 @@ impl Writer {
                     }
                     Note::Gone(keys) => {
                         state.pending.insert(location.segment);
+                        if let Some(segment) = state.segments.get_mut(&location.segment) {
+                            segment.checkpoints.insert(at.index.0);
+                        }
                         pending.gone.extend(keys.into_iter().map(|k| (k, location.segment)));
                     }
                     Note::GoneAgain(keys) => state.gone_again(keys, location.segment),
@@ -269,7 +272,6 @@ impl Writer {
         drop(state);
         tracing::debug!(segment = id.0, "opened");
         self.active = id;
-        self.inner.set_active(id);
         self.fresh = true;
         Ok(())
     }
