@@ -6,6 +6,7 @@
 
 pub mod checker;
 pub mod customer;
+pub mod disk;
 pub mod history;
 pub mod nodes;
 pub mod postfix;

@@ -128,6 +128,11 @@ impl Nodes {
         self.running.get(&id).map(Child::id)
     }
 
+    /// Whether a node's process, once started, has not ended.
+    pub fn is_running(&mut self, id: u64) -> bool {
+        self.running.get_mut(&id).is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&mut self, id: u64) {
         if let Some(mut child) = self.running.remove(&id) {

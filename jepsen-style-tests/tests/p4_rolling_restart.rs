@@ -62,34 +62,3 @@ fn p4_a_rolling_restart_hands_each_copy_off_once() {
     verdict.assert_good();
     assert_eq!(verdict.duplicated, [], "nothing failed, so nothing is sent twice");
 }
-
-/// Room to delete: while there is too little of it new mail gets 452, and what is queued is still delivered and erased.
-#[test]
-fn p6_without_room_new_mail_is_refused_and_draining_goes_on() {
-    let customer = Customer::start();
-    customer.set_down(true);
-    let mut nodes = Nodes::start_all(customer.address());
-    let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
-    let history = vec![client.transact("queued", &["r"], &message("queued", 1000))];
-    assert_eq!(history[0].outcome, Outcome::Ok);
-    for id in 1..=3 {
-        nodes.kill(id);
-        let file = nodes.config(id);
-        let text = std::fs::read_to_string(&file).unwrap();
-        // More than any disk has: to the node its disk is as good as full.
-        let text = text.replace("reserve_bytes = \"16MiB\"", "reserve_bytes = \"1048576GiB\"");
-        std::fs::write(&file, text).unwrap();
-        nodes.start(id);
-    }
-    wait_for("the nodes to be back", Duration::from_secs(30), || nodes.leader().is_some());
-    wait_for("the log to be applied", Duration::from_secs(20), || nodes.queued() == Some(1));
-    let status = nodes.status().unwrap();
-    assert_eq!(status["accepting"], false);
-    assert!(status["why_not"].as_str().unwrap().contains("no room"), "{status}");
-    let mut client = Client::connect(2, &nodes.smtp(2)).unwrap();
-    let refused = client.transact("refused", &["r"], &message("refused", 1000));
-    assert_eq!(refused.outcome, Outcome::Fail(452));
-    customer.set_down(false);
-    nodes.wait_drained(Duration::from_secs(30));
-    judge(&history, &customer.taken()).assert_good();
-}

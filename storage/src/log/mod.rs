@@ -16,6 +16,7 @@ mod superblock;
 pub(crate) mod writer;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -108,6 +109,8 @@ pub(crate) struct Inner {
     superblock: Mutex<Superblock>,
     pool: Mutex<Vec<(u32, Arc<dyn DiskFile>)>>,
     next_slot: Mutex<u32>,
+    /// Set while there is no room for a spare segment, so that this is said once.
+    lacks_spare: AtomicBool,
     pub(crate) options: Options,
     stop: Mutex<bool>,
     pub(crate) wake: Condvar,
@@ -177,6 +180,7 @@ impl Log {
             identity,
             pool: Mutex::new(Vec::new()),
             next_slot: Mutex::new(opened.next_slot),
+            lacks_spare: AtomicBool::new(false),
             state: Mutex::new(opened.state),
             superblock: Mutex::new(opened.superblock),
             options,

@@ -4,6 +4,7 @@
 //! Zeroing is synced before a file enters the pool, so that a torn batch shows as blocks of zeros (`recovery`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Inner, lock};
 use crate::disk::{Disk, DiskFile};
@@ -77,11 +78,25 @@ impl Inner {
 
     /// Keeps one zeroed file ready. Want of room is not an error here.
     pub(crate) fn fill_pool(&self) {
-        if lock(&self.pool).is_empty() {
-            match self.create_segment_file() {
-                Ok(spare) => lock(&self.pool).push(spare),
-                Err(e) => tracing::warn!(error = %e, "no room for a spare segment"),
+        if !lock(&self.pool).is_empty() {
+            return;
+        }
+        // A file that finds no room is not even begun: it would take the last blocks from others for a while.
+        let free = self.disk.free_bytes().unwrap_or(u64::MAX);
+        let made = if free < 2 * self.segment_bytes {
+            Err(std::io::ErrorKind::StorageFull.into())
+        } else {
+            self.create_segment_file()
+        };
+        match made {
+            Ok(spare) => {
+                lock(&self.pool).push(spare);
+                self.lacks_spare.store(false, Ordering::Relaxed);
             }
+            Err(e) if !self.lacks_spare.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(error = %e, "no room for a spare segment");
+            }
+            Err(_) => {}
         }
     }
 

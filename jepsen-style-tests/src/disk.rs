@@ -1,0 +1,68 @@
+//! Small disks that can really be full: an ext4 file system in a file, mounted through a loop device. Takes root.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A mounted file system; it is unmounted with this value.
+pub struct SmallDisk {
+    image: tempfile::NamedTempFile,
+    mount: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// A file system of so many MiB. `None` if this machine does not let us mount one.
+    ///
+    /// # Panics
+    /// If it is not possible and `HOLDFAST_REQUIRE_PEERS` is set: in CI it must be.
+    pub fn new(mib: u64) -> Option<SmallDisk> {
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        image.as_file().set_len(mib << 20).expect("a sparse file");
+        let mount = tempfile::Builder::new().prefix("holdfast-disk-").tempdir().expect("a directory");
+        let mkfs = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image.path()));
+        let mounted =
+            mkfs && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount.path()));
+        if !mounted {
+            assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "a loop device cannot be mounted");
+            eprintln!("skipped: a loop device cannot be mounted here; this run does not count");
+            return None;
+        }
+        Some(SmallDisk { image, mount })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mount.path()
+    }
+
+    /// Takes all the room that is left, to the last block. Returns the file that takes it.
+    ///
+    /// # Panics
+    /// If the disk does not become full.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("filler");
+        let mut file = std::fs::File::create(&path).expect("the disk takes a file");
+        let mut piece = vec![1; 1 << 20];
+        while piece.len() >= 512 {
+            if file.write_all(&piece).is_err() {
+                piece.truncate(piece.len() / 2);
+            }
+            assert!(file.metadata().is_ok_and(|m| m.len() < 8 << 30), "the disk does not become full");
+        }
+        drop(file.sync_all());
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, since a process that was killed a moment ago may still be letting go of it.
+        run(Command::new("umount").arg("-l").arg(self.mount.path()));
+        drop(self.image.as_file().set_len(0));
+    }
+}
+
+fn run(command: &mut Command) -> bool {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
