@@ -91,11 +91,13 @@ impl MailLog {
                     writeln!(text, "{time} {} {}/{service}[{number}]: {line}", self.node, self.name)
                 }
                 LogFormat::Json => {
-                    let value = serde_json::json!({
-                        "time": time, "node": self.node, "name": self.name,
-                        "service": service, "pid": number, "line": line,
-                    });
-                    writeln!(text, "{value}")
+                    let mut value = fields(line);
+                    value.insert("time".into(), time.clone().into());
+                    value.insert("node".into(), self.node.clone().into());
+                    value.insert("name".into(), self.name.clone().into());
+                    value.insert("service".into(), service.into());
+                    value.insert("pid".into(), number.into());
+                    writeln!(text, "{}", serde_json::Value::Object(value))
                 }
             };
             written.expect("writing to a String does not fail");
@@ -168,6 +170,37 @@ impl std::io::Write for Syslog {
     }
 }
 
+/// The fields of a line of ours: its id, each `key=value`, the words in the parenthesis at its end as `text`, and the whole as
+/// `line`.
+fn fields(line: &str) -> serde_json::Map<String, serde_json::Value> {
+    let mut fields = serde_json::Map::from_iter([("line".to_string(), line.into())]);
+    let mut rest = line;
+    if let Some((id, after)) = line.split_once(": ")
+        && id.len() <= 16
+        && id.bytes().all(|b| b.is_ascii_alphanumeric())
+    {
+        fields.insert("id".into(), id.into());
+        rest = after;
+    }
+    while let Some(at) = rest.find('=') {
+        let key_at = rest[..at].rfind([' ', ',', ';']).map_or(0, |n| n + 1);
+        let key = &rest[key_at..at];
+        rest = &rest[at + 1..];
+        let (value, after) = match rest.strip_prefix('<') {
+            Some(inner) => inner.split_once('>').unwrap_or((inner, "")),
+            None => rest.split_at(rest.find([',', ' ', ';']).unwrap_or(rest.len())),
+        };
+        fields.insert(key.into(), value.into());
+        rest = after;
+        // A destination's words are not ours to take apart.
+        if let Some(text) = rest.strip_prefix(" (") {
+            fields.insert("text".into(), text.strip_suffix(')').unwrap_or(text).into());
+            break;
+        }
+    }
+    fields
+}
+
 /// Text that came from outside, fit for a line of the log: printable and bounded.
 pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(500).collect()
@@ -176,6 +209,33 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_carries_the_fields_of_the_line() {
+        let line = "00X: to=<a,b@c.example>, relay=h[1.2.3.4]:25, delay=1.20, dsn=5.1.1, status=bounced (550 x=y (no) user)";
+        let found = fields(line);
+        let text = |key: &str| found.get(key).and_then(|v| v.as_str()).unwrap_or("absent").to_string();
+        let expected = [
+            ("id", "00X"),
+            ("to", "a,b@c.example"),
+            ("relay", "h[1.2.3.4]:25"),
+            ("delay", "1.20"),
+            ("dsn", "5.1.1"),
+            ("status", "bounced"),
+            ("text", "550 x=y (no) user"),
+            ("line", line),
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        expected.iter().for_each(|(key, value)| assert_eq!(text(key), *value, "{key}"));
+        let reject = fields(
+            "NOQUEUE: reject: RCPT from unknown[1.2.3.4]: 550 5.7.1 <x@y>: no; from=<> to=<x@y> proto=ESMTP",
+        );
+        assert_eq!(
+            (&reject["id"], &reject["from"], &reject["to"]),
+            (&"NOQUEUE".into(), &"".into(), &"x@y".into())
+        );
+        assert_eq!(fields("connect from unknown[1.2.3.4]").len(), 1);
+    }
 
     /// One datagram a line with priority and tag, also after syslog was started anew.
     #[test]

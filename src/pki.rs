@@ -205,6 +205,16 @@ pub fn smtp_tls(
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
+/// Protocol and cipher of a session, as the log and trace headers name them.
+pub fn session_text(session: &rustls::CommonState) -> String {
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        _ => "TLSv1.2",
+    };
+    let cipher = session.negotiated_cipher_suite().map(|c| format!("{:?}", c.suite()));
+    format!("{version} with cipher {}", cipher.unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -155,6 +155,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             id,
             log: log.clone(),
             rows: rows.clone(),
+            assembly: Mutex::default(),
             machine,
             raft: OnceLock::new(),
             gate: OnceLock::new(),

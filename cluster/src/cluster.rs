@@ -19,6 +19,7 @@ use crate::machine::{Machine, Refusal};
 use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Request};
 use crate::placement::{Member, is_placed};
+use crate::snapshot::Assembly;
 use crate::types::{Raft, position};
 
 /// What a node says of itself.
@@ -70,6 +71,8 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<Log>,
     pub(crate) rows: Arc<Rows>,
     pub(crate) machine: Arc<Mutex<dyn Machine>>,
+    /// A snapshot of which parts have come.
+    pub(crate) assembly: Mutex<Assembly>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,
     pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,

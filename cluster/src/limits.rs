@@ -12,6 +12,10 @@ pub(crate) const APPEND_ENTRIES_MAX: u64 = 256;
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// The longest frame that a node reads.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Rows and bodies of a snapshot in one request, about.
+pub(crate) const SNAPSHOT_PART_BYTES: usize = 4 << 20;
+/// Rows of a snapshot in all. A larger one is refused; the follower stays behind until the queue is smaller.
+pub(crate) const SNAPSHOT_BYTES_MAX: usize = 8 << 30;
 /// Append messages on their way to one follower.
 pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 32;
 /// Requests on their way to one peer on one connection. More wait.
@@ -24,7 +28,10 @@ pub(crate) const CONNECT: Duration = Duration::from_secs(2);
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// Longest time for which a node works on another one's proposal.
 pub(crate) const PROPOSAL_MAX: Duration = Duration::from_secs(120);
+/// Taking a part of a snapshot.
+pub(crate) const SNAPSHOT_PART: Duration = Duration::from_secs(30);
 /// Pause before a proposal is tried again.
 pub(crate) const RETRY: Duration = Duration::from_millis(25);
 
+const _: () = assert!(SNAPSHOT_PART_BYTES + 2 * COMMAND_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(APPEND_BYTES_MAX + COMMAND_BYTES_MAX + BODY_BYTES_MAX < FRAME_BYTES_MAX);

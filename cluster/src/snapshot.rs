@@ -1,12 +1,13 @@
 //! A snapshot is a manifest: the machine's rows and tables and a list of the bodies they need. The follower fetches the
 //! bodies it lacks before it installs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bincode::{Decode, Encode};
-use holdfast_storage::{Bytes, LogIndex};
+use holdfast_storage::{Bytes, LogIndex, LogPosition};
 
 use crate::codec::Tables;
+use crate::limits::{SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 
 /// The state of the queue at a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -23,5 +24,134 @@ pub(crate) struct Manifest(pub(crate) Option<Box<Contents>>);
 impl Contents {
     pub(crate) fn row_bytes(&self) -> BTreeMap<u128, Bytes> {
         self.rows.iter().map(|(key, row)| (*key, Bytes::copy_from_slice(row))).collect()
+    }
+}
+
+/// Some rows and bodies of a snapshot: a large one goes in parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Part {
+    pub(crate) rows: Vec<(u128, Vec<u8>)>,
+    pub(crate) bodies: Vec<LogIndex>,
+}
+
+/// Cuts contents into the tables and parts of bounded size.
+pub(crate) fn cut(contents: Contents) -> (Tables, VecDeque<Part>) {
+    let Contents { tables, rows, bodies } = contents;
+    let (mut parts, mut part, mut bytes) = (VecDeque::new(), Part::default(), 0);
+    for (key, row) in rows {
+        bytes += row.len() + size_of::<u128>();
+        part.rows.push((key, row));
+        if bytes >= SNAPSHOT_PART_BYTES {
+            parts.push_back(std::mem::take(&mut part));
+            bytes = 0;
+        }
+    }
+    for index in bodies {
+        bytes += size_of::<LogIndex>() + 1;
+        part.bodies.push(index);
+        if bytes >= SNAPSHOT_PART_BYTES {
+            parts.push_back(std::mem::take(&mut part));
+            bytes = 0;
+        }
+    }
+    if part != Part::default() {
+        parts.push_back(part);
+    }
+    (tables, parts)
+}
+
+/// The parts of a snapshot that have come so far. One snapshot at a time: the first part of another one begins anew.
+#[derive(Debug, Default)]
+pub(crate) struct Assembly {
+    /// Who sends it, and its position.
+    of: Option<(u64, Option<LogPosition>)>,
+    next: u32,
+    bytes: usize,
+    rows: BTreeMap<u128, Vec<u8>>,
+    bodies: BTreeSet<LogIndex>,
+}
+
+impl Assembly {
+    /// Takes a part.
+    ///
+    /// # Errors
+    /// If it is not the next one of this snapshot, or the snapshot is larger than [`SNAPSHOT_BYTES_MAX`].
+    pub(crate) fn add(
+        &mut self,
+        of: (u64, Option<LogPosition>),
+        number: u32,
+        part: Part,
+    ) -> Result<(), String> {
+        if number == 0 {
+            *self = Assembly { of: Some(of), ..Assembly::default() };
+        }
+        if self.of != Some(of) || self.next != number {
+            return Err(format!("part {number} of a snapshot is not the one that is waited for"));
+        }
+        self.next += 1;
+        self.bytes += part.rows.iter().map(|(_, row)| row.len()).sum::<usize>();
+        if self.bytes > SNAPSHOT_BYTES_MAX {
+            *self = Assembly::default();
+            return Err("the snapshot is larger than this node takes".into());
+        }
+        self.rows.extend(part.rows);
+        self.bodies.extend(part.bodies);
+        Ok(())
+    }
+
+    /// The contents, once all parts are there.
+    ///
+    /// # Errors
+    /// If some are missing.
+    pub(crate) fn complete(
+        &mut self,
+        of: (u64, Option<LogPosition>),
+        parts: u32,
+        tables: Tables,
+    ) -> Result<Contents, String> {
+        let found = std::mem::take(self);
+        if parts > 0 && (found.of != Some(of) || found.next != parts) {
+            return Err(format!("{} of {parts} parts of the snapshot have come", found.next));
+        }
+        match parts {
+            0 => Ok(Contents { tables, ..Contents::default() }),
+            _ => Ok(Contents { tables, rows: found.rows, bodies: found.bodies }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_storage::Term;
+
+    use super::*;
+
+    #[test]
+    fn p1_a_snapshot_in_parts_is_the_same_or_none() {
+        let rows: BTreeMap<u128, Vec<u8>> = (0..40_000).map(|key| (key, vec![key as u8; 300])).collect();
+        let bodies: BTreeSet<LogIndex> = (0..900_000).map(LogIndex).collect();
+        let contents = Contents { tables: Tables::default(), rows, bodies };
+        let at = |index| (1, Some(LogPosition { term: Term(1), index: LogIndex(index) }));
+        let (tables, parts) = cut(contents.clone());
+        assert!(parts.len() > 3, "{} parts", parts.len());
+        let mut assembly = Assembly::default();
+        let count = parts.len() as u32;
+        // Broken off and begun anew, another snapshot in between.
+        for (number, part) in parts.iter().take(2).enumerate() {
+            assembly.add(at(7), number as u32, part.clone()).unwrap();
+        }
+        assert!(assembly.add(at(7), 3, parts[3].clone()).is_err(), "one is missing");
+        assembly.add(at(8), 0, parts[0].clone()).unwrap();
+        assert!(assembly.add(at(7), 2, parts[2].clone()).is_err(), "that one was given up");
+        for (number, part) in parts.into_iter().enumerate() {
+            assert!(part.rows.len() * 300 <= SNAPSHOT_PART_BYTES + 600);
+            assembly.add(at(7), number as u32, part).unwrap();
+        }
+        assert!(
+            Assembly::default().complete(at(7), count, tables.clone()).is_err(),
+            "a node that was restarted"
+        );
+        assert_eq!(assembly.complete(at(7), count, tables).unwrap(), contents);
+        assert!(assembly.complete(at(7), count, Tables::default()).is_err(), "it is installed once");
     }
 }

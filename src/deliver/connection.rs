@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::resolve::Host;
 use super::tls::ClientTls;
+use crate::pki;
 use crate::queue::command::TlsPolicy;
 use crate::smtp::reply::Received;
 
@@ -174,14 +175,7 @@ impl Connection {
             .await
             .map_err(|_| broken("4.7.5", "TLS handshake timed out"))?
             .map_err(|e| broken("4.7.5", format!("TLS handshake: {e}")))?;
-        let session = stream.get_ref().1;
-        let version = match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "TLSv1.2",
-        };
-        let cipher =
-            session.negotiated_cipher_suite().map(|c| format!("{:?}", c.suite())).unwrap_or_default();
-        let tls = Some(format!("{version} with cipher {cipher}"));
+        let tls = Some(pki::session_text(stream.get_ref().1));
         // Octets that came in the clear after the 220 are forgotten with the buffer.
         let mut connection = Connection { stream: Box::new(stream), buffer: BytesMut::new(), tls, ..self };
         connection.ehlo(dialer).await?;

@@ -22,6 +22,7 @@ use super::session::{Action, Session, Settings, Transaction, World};
 use super::trace::{self, Trace};
 use crate::clock;
 use crate::maillog::{MailLog, Service, clean};
+use crate::pki;
 use crate::queue::command::PieceRef;
 use crate::queue::message::{Envelope, MessageId, Recipient};
 use crate::smtp::command::LINE_BYTES_MAX;
@@ -262,14 +263,7 @@ impl Client {
     async fn encrypt(self, shared: &Shared, acceptor: &TlsAcceptor) -> Result<Client, String> {
         let handshake = timeout(HANDSHAKE, acceptor.accept(self.stream)).await;
         let stream = handshake.map_err(|_| "TLS handshake timed out")?.map_err(|e| format!("TLS: {e}"))?;
-        let session = stream.get_ref().1;
-        let version = match session.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "TLSv1.2",
-        };
-        let cipher =
-            session.negotiated_cipher_suite().map(|c| format!("{:?}", c.suite())).unwrap_or_default();
-        let tls = format!("{version} with cipher {cipher}");
+        let tls = pki::session_text(stream.get_ref().1);
         let text = format!("Anonymous TLS connection established from unknown[{}]: {tls}", self.peer.ip());
         shared.log.line(self.number, Service::Smtpd, text);
         Ok(Client { stream: Box::new(stream), buffer: BytesMut::new(), tls: Some(tls), ..self })
@@ -277,9 +271,20 @@ impl Client {
 }
 
 /// Memory that a message under way holds, in steps.
+#[derive(Default)]
 struct Held {
     permits: Vec<OwnedSemaphorePermit>,
-    bytes: usize,
+}
+
+impl Held {
+    fn bytes(&self) -> usize {
+        self.permits.len() * MEMORY_STEP_BYTES
+    }
+
+    /// Gives back what is more than needed.
+    fn shrink_to(&mut self, bytes: usize) {
+        self.permits.truncate(bytes.div_ceil(MEMORY_STEP_BYTES));
+    }
 }
 
 /// Reads a message's data to its end and has it accepted. The reply, or `None` if nothing can be said.
@@ -430,7 +435,7 @@ impl Incoming {
             seq: 0,
             pieces: Vec::new(),
             refused: None,
-            held: Held { permits: Vec::new(), bytes: 0 },
+            held: Held::default(),
             hops: 0,
             message_id: None,
         }
@@ -461,7 +466,7 @@ impl Incoming {
             let (done, used) = self.decoder.read(&client.buffer, &mut self.octets);
             drop(client.buffer.split_to(used));
             self.size += (self.octets.len() - before) as u64;
-            self.limit(shared).await;
+            self.limit(shared, &mut in_flight).await;
             if done || self.octets.len() > PIECE_BYTES {
                 self.look();
                 self.begin(shared); // the trace header counts before the message is cut
@@ -531,23 +536,33 @@ impl Incoming {
     }
 
     /// Refuses what is too big or finds no memory; the rest of the data is then read and dropped.
-    async fn limit(&mut self, shared: &Shared) {
+    /// Pieces count until they are replicated.
+    async fn limit<Sent>(&mut self, shared: &Shared, in_flight: &mut FuturesOrdered<Sent>)
+    where
+        Sent: Future<Output = Result<PieceRef, Verdict>>,
+    {
         if self.size - self.header_bytes > shared.settings.message_bytes_max {
             self.refuse(552, "5.3.4", "Error: message too big");
         }
-        while self.refused.is_none() && self.held.bytes < self.octets.len().min(2 * PIECE_BYTES) {
-            let step = shared.intake.memory().acquire_many_owned((MEMORY_STEP_BYTES >> 10) as u32);
-            match timeout(MEMORY_WAIT, step).await {
-                Ok(Ok(permit)) => {
-                    self.held.permits.push(permit);
-                    self.held.bytes += MEMORY_STEP_BYTES;
-                }
-                _ => self.refuse(452, "4.3.1", "Error: no room, try again later"),
+        loop {
+            if self.refused.is_some() {
+                self.octets.clear();
             }
-        }
-        if self.refused.is_some() {
-            self.octets.clear();
-            self.held = Held { permits: Vec::new(), bytes: 0 };
+            let needed = self.octets.len().min(2 * PIECE_BYTES) + in_flight.len() * PIECE_BYTES;
+            self.held.shrink_to(needed);
+            if self.held.bytes() >= needed || self.refused.is_some() {
+                return;
+            }
+            let step = shared.intake.memory().acquire_many_owned((MEMORY_STEP_BYTES >> 10) as u32);
+            // Own pieces go on meanwhile: what they hold may be what is waited for.
+            tokio::select! {
+                biased;
+                Some(sent) = in_flight.next(), if !in_flight.is_empty() => self.note_piece(sent),
+                step = timeout(MEMORY_WAIT, step) => match step {
+                    Ok(Ok(permit)) => self.held.permits.push(permit),
+                    _ => self.refuse(452, "4.3.1", "Error: no room, try again later"),
+                },
+            }
         }
     }
 

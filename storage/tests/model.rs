@@ -659,15 +659,15 @@ fn p1_tombstones_of_a_checkpoint_that_was_cut_short_are_void() {
     let disk = SimDisk::new(11);
     let log = with_rows(&disk, 3);
     let at = LogPosition { term: Term(1), index: LogIndex(0) };
-    // Tables of many records, so that the batch that holds the tombstones is not the last one.
-    let cut_short = Checkpoint {
-        applied: at,
-        rows: vec![],
-        gone: vec![1],
-        tables: vec![7; 5 << 20],
-        replaces_all: false,
-    };
-    disk.power_off_in(2);
+    // So many tombstones that the tables and the end are in a later batch.
+    let gone = std::iter::once(1).chain((0..350_000).map(|n| u128::MAX - n)).collect();
+    let cut_short = Checkpoint { applied: at, rows: vec![], gone, tables: vec![7], replaces_all: false };
+    // After two of its three batches, when nothing else is written.
+    until("the spare segment", || {
+        holdfast_storage::disk::Disk::list(&disk).unwrap().iter().any(|name| name == "segment-000001")
+    });
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    disk.power_off_in(4);
     log.checkpoint(cut_short, Box::new(|_| {}));
     drop(log);
     disk.crash();
@@ -719,4 +719,36 @@ fn p9_rows_are_read_while_their_segments_are_reused() {
     });
     let held = log.space().held_bytes;
     assert!(held < 60 << 20, "segments were given back meanwhile: {held}");
+}
+
+/// P9: a sealed segment whose last blocks became zeros does not pass for a shorter one.
+#[test]
+fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
+    let disk = SimDisk::new(13);
+    let (log, _) = open(&disk);
+    for index in 0..25 {
+        let at = LogPosition { term: Term(1), index: LogIndex(index) };
+        let body = vec![b'x'; 200_000].into();
+        append(&log, vec![Entry { at, head: Bytes::from_static(b"h"), body }]);
+    }
+    // The second segment ends with votes: no entry would be missed.
+    for term in 0..1500 {
+        let vote = Vote { term: Term(term), node: 1, committed: false };
+        let (tell, told) = channel();
+        log.save_vote(vote, Box::new(move |r| drop(tell.send(r))));
+        told.recv().unwrap().unwrap();
+    }
+    drop(log);
+    let names = holdfast_storage::disk::Disk::list(&disk).unwrap();
+    // The one whose records say that they are in segment 2.
+    let second = |name: &&String| disk.contents(name).get(32..40) == Some(&2u64.to_le_bytes());
+    let sealed = names.iter().filter(|name| name.starts_with("segment-")).find(second).expect("it is full");
+    let file = holdfast_storage::disk::Disk::open(&disk, sealed).unwrap();
+    let end = disk.contents(sealed).iter().rposition(|octet| *octet != 0).unwrap() as u64;
+    file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
+    file.sync_data().unwrap();
+    let options =
+        Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+    let identity = Identity { cluster: "test".into(), node: 1 };
+    assert!(Log::open(Arc::new(disk), identity, options).is_err());
 }

@@ -81,10 +81,16 @@ pub(crate) enum Request {
     Past,
     Prepare,
     Body(LogIndex),
-    /// A snapshot whose contents follow.
+    /// A [`crate::snapshot::Part`] follows. They come in the order of their numbers, from 0, before the snapshot itself.
+    SnapshotPart {
+        last: Option<LogPosition>,
+        number: u32,
+    },
+    /// A snapshot of which so many parts were sent; its tables follow.
     Snapshot {
         vote: Vote,
         last: Option<LogPosition>,
+        parts: u32,
     },
     Status,
 }

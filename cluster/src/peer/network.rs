@@ -29,9 +29,9 @@ use tokio_rustls::client::TlsStream;
 use super::client::{AskError, Connection, Local, Peer, connect};
 use super::frame::{self, Answer, AppendAnswer, Purpose, Request};
 use crate::codec::entry_to_stored;
-use crate::limits::{APPENDS_IN_FLIGHT_MAX, NO_PROGRESS};
+use crate::limits::{APPENDS_IN_FLIGHT_MAX, NO_PROGRESS, SNAPSHOT_PART};
 use crate::placement::Member;
-use crate::snapshot::Manifest;
+use crate::snapshot::{Manifest, cut};
 use crate::types::{Snapshot, TypeConfig, Vote, log_id, position, raft_vote, stored_vote};
 
 /// Makes connections to peers.
@@ -252,9 +252,20 @@ impl RaftNetworkV2<TypeConfig> for Link {
             return Err(StreamingError::Unreachable(why));
         };
         let last = snapshot.meta.last_log_id.as_ref().map(position);
-        let request = Request::Snapshot { vote: stored_vote(&vote), last };
-        let raw = vec![encode(&*contents).into()];
-        let ask = self.ask(request, raw, option.hard_ttl());
+        let ask = async {
+            let (tables, mut parts) = cut(*contents);
+            let count = parts.len() as u32;
+            for number in 0..count {
+                let Some(part) = parts.pop_front() else { break };
+                let raw = vec![encode(&part).into()];
+                match self.ask(Request::SnapshotPart { last, number }, raw, SNAPSHOT_PART).await? {
+                    Answer::Done => {}
+                    other => return Ok(other),
+                }
+            }
+            let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
+            self.ask(request, vec![encode(&tables).into()], option.hard_ttl()).await
+        };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = ask => match answer {

@@ -23,10 +23,10 @@ use super::frame::{self, Answer, AppendAnswer, AppendHead, Frame, Hello, PROTOCO
 use super::tls::is_node;
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::codec::entry_from_stored;
+use crate::codec::{Tables, entry_from_stored};
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
-use crate::snapshot::{Contents, Manifest};
+use crate::snapshot::{Manifest, Part};
 use crate::types::{Proposal, Raft, Snapshot, SnapshotMeta, log_id, position, raft_vote, stored_vote};
 
 /// Connections of peers at the same time: each peer has a handful.
@@ -231,7 +231,20 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
             Err(e) => failed(&e),
         },
-        Request::Snapshot { vote, last } => match install(cluster, raft, raw, last, from).await {
+        Request::SnapshotPart { last, number } => {
+            let part = tokio::task::spawn_blocking(move || decode::<Part>("snapshot part", &raw)).await;
+            let added = match part {
+                Ok(Ok(part)) => {
+                    let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+                    assembly.add((from, last), number, part)
+                }
+                Ok(Err(e)) => Err(e.to_string()),
+                Err(e) => Err(e.to_string()),
+            };
+            added.map_or_else(|why| failed(&why), |()| plain(Answer::Done))
+        }
+        Request::Snapshot { vote, last, parts } => match install(cluster, raft, raw, last, parts, from).await
+        {
             Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
                 Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
                 Err(e) => failed(&e),
@@ -298,10 +311,14 @@ async fn install(
     raft: &Raft,
     raw: Bytes,
     last: Option<LogPosition>,
+    parts: u32,
     from: u64,
 ) -> Result<Snapshot, String> {
-    let contents: Contents = decode("snapshot", &raw).map_err(|e| e.to_string())?;
-    drop(raw);
+    let tables: Tables = decode("snapshot", &raw).map_err(|e| e.to_string())?;
+    let contents = {
+        let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+        assembly.complete((from, last), parts, tables)?
+    };
     let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
     let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
     let term = last.map(|at| at.term).unwrap_or_default();

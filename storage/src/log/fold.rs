@@ -12,7 +12,7 @@ use super::state::{LogState, RowPlace, Segment, Slot};
 use super::superblock::{Contents, Superblock};
 use super::writer::Written;
 use super::{Identity, Recovered, RecoveredCheckpoint};
-use crate::codec::{self, CheckpointEnd, Gone, Intent, TablePart, Vote};
+use crate::codec::{self, CheckpointEnd, Gone, Intent, SegmentHead, TablePart, Vote};
 use crate::disk::Disk;
 use crate::erase::{overwrite, plan};
 use crate::error::OpenError;
@@ -215,6 +215,7 @@ fn scan_all(disk: &dyn Disk, superblock: &Superblock, state: &mut LogState) -> R
         return Err(OpenError::Damaged { at: disk.name(), why: "the superblock names no segment".into() });
     };
     let mark = scans.iter().map(|(_, scan)| recovery::highest_mark(&scan.records)).max().unwrap_or_default();
+    check_ends(disk, &scans)?;
     let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
         let intent: Intent = decode("intent", found)?;
@@ -276,6 +277,25 @@ fn scan_all(disk: &dyn Disk, superblock: &Superblock, state: &mut LogState) -> R
         scanned.records.extend(scan.records);
     }
     Ok(scanned)
+}
+
+/// Each segment's head says where the records of the one before ended. A segment that ends sooner has lost its tail to zeros, which
+/// look like an end.
+fn check_ends(disk: &dyn Disk, scans: &[(SegmentId, Scan)]) -> Result<(), OpenError> {
+    for (id, scan) in scans {
+        let Some(head) = scan.records.iter().find(|f| f.kind == Kind::SegmentHead) else { continue };
+        let head: SegmentHead = decode("segment head", head)?;
+        let Some((before, end)) = head.previous else { continue };
+        // One that was given back meanwhile cannot be looked at.
+        if let Some((_, scan)) = scans.iter().find(|(other, _)| *other == before)
+            && scan.end < end
+        {
+            let at = format!("{}: segment {before} offset {}", disk.name(), scan.end);
+            let why = format!("segment {id} says that it ended at {end}");
+            return Err(OpenError::Damaged { at, why });
+        }
+    }
+    Ok(())
 }
 
 fn decode<T: bincode::Decode<()>>(what: &'static str, found: &Found) -> Result<T, OpenError> {
