@@ -170,10 +170,47 @@ impl std::io::Write for Syslog {
     }
 }
 
-/// The fields of a line of ours: its id, each `key=value`, the words in the parenthesis at its end as `text`, and the whole as
-/// `line`.
+/// Keys of the log's lines.
+const KEYS: [&str; 18] = [
+    "client",
+    "delay",
+    "delays",
+    "dsn",
+    "from",
+    "helo",
+    "index",
+    "lag",
+    "message-id",
+    "network",
+    "nodes",
+    "nrcpt",
+    "power",
+    "proto",
+    "relay",
+    "size",
+    "status",
+    "to",
+];
+
+/// Where the `>` of an address stands that begins after its `<`: one within quotes is part of it (RFC 5321 §4.1.2).
+fn address_end(text: &str) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, octet) in text.bytes().enumerate() {
+        match octet {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'>' if !quoted => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The fields of a line of ours: its id, each `key=value` that the log has, the words in the parenthesis at its end as `text`, and
+/// the whole as `line`. The first of a key counts, so that a peer's words replace none.
 fn fields(line: &str) -> serde_json::Map<String, serde_json::Value> {
-    let mut fields = serde_json::Map::from_iter([("line".to_string(), line.into())]);
+    let mut fields = serde_json::Map::new();
     let mut rest = line;
     if let Some((id, after)) = line.split_once(": ")
         && id.len() <= 16
@@ -187,10 +224,15 @@ fn fields(line: &str) -> serde_json::Map<String, serde_json::Value> {
         let key = &rest[key_at..at];
         rest = &rest[at + 1..];
         let (value, after) = match rest.strip_prefix('<') {
-            Some(inner) => inner.split_once('>').unwrap_or((inner, "")),
+            Some(inner) => {
+                let (value, after) = inner.split_at(address_end(inner));
+                (value, after.strip_prefix('>').unwrap_or(after))
+            }
             None => rest.split_at(rest.find([',', ' ', ';']).unwrap_or(rest.len())),
         };
-        fields.insert(key.into(), value.into());
+        if KEYS.contains(&key) {
+            fields.entry(key).or_insert(value.into());
+        }
         rest = after;
         // A destination's words are not ours to take apart.
         if let Some(text) = rest.strip_prefix(" (") {
@@ -198,6 +240,7 @@ fn fields(line: &str) -> serde_json::Map<String, serde_json::Value> {
             break;
         }
     }
+    fields.insert("line".into(), line.into());
     fields
 }
 
@@ -235,6 +278,10 @@ mod tests {
             (&"NOQUEUE".into(), &"".into(), &"x@y".into())
         );
         assert_eq!(fields("connect from unknown[1.2.3.4]").len(), 1);
+        // A quoted local part says what it likes and replaces nothing.
+        let sly = r#"00X: to=<"a> line=x status=sent to=<v@y"@e.example>, status=bounced (no)"#;
+        let found = fields(sly);
+        assert_eq!((&found["line"], &found["status"]), (&sly.into(), &"bounced".into()));
     }
 
     /// One datagram a line with priority and tag, also after syslog was started anew.

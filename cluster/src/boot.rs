@@ -156,6 +156,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             log: log.clone(),
             rows: rows.clone(),
             assembly: Mutex::default(),
+            installing: tokio::sync::Mutex::default(),
             machine,
             raft: OnceLock::new(),
             gate: OnceLock::new(),

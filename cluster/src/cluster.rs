@@ -73,6 +73,7 @@ pub(crate) struct Inner {
     pub(crate) machine: Arc<Mutex<dyn Machine>>,
     /// A snapshot of which parts have come.
     pub(crate) assembly: Mutex<Assembly>,
+    pub(crate) installing: tokio::sync::Mutex<()>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,
     pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,

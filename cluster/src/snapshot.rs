@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bincode::{Decode, Encode};
+use holdfast_storage::codec::{decode_large, encode};
 use holdfast_storage::{Bytes, LogIndex, LogPosition};
 
 use crate::codec::Tables;
 use crate::limits::{SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
+use crate::state_machine::StateMachine;
 
 /// The state of the queue at a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
@@ -18,8 +20,25 @@ pub(crate) struct Contents {
 }
 
 /// What openraft hands around as a snapshot. It is made when one is sent, not when one is taken.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Manifest(pub(crate) Option<Box<Contents>>);
+#[derive(Clone)]
+pub(crate) enum Manifest {
+    /// A position and nothing to send.
+    None,
+    /// The state of this node, to be read when it is sent.
+    Here(StateMachine),
+    /// Another node's.
+    Contents(Box<Contents>),
+}
+
+impl std::fmt::Debug for Manifest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Manifest::None => "None",
+            Manifest::Here(_) => "Here",
+            Manifest::Contents(_) => "Contents",
+        })
+    }
+}
 
 impl Contents {
     pub(crate) fn row_bytes(&self) -> BTreeMap<u128, Bytes> {
@@ -27,17 +46,23 @@ impl Contents {
     }
 }
 
-/// Some rows and bodies of a snapshot: a large one goes in parts.
+/// Some of a snapshot's tables, rows and bodies: a large one goes in parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Part {
+    /// Of the encoded tables.
+    pub(crate) tables: Vec<u8>,
     pub(crate) rows: Vec<(u128, Vec<u8>)>,
     pub(crate) bodies: Vec<LogIndex>,
 }
 
-/// Cuts contents into the tables and parts of bounded size.
-pub(crate) fn cut(contents: Contents) -> (Tables, VecDeque<Part>) {
+/// Cuts contents into parts of bounded size; at least one.
+pub(crate) fn cut(contents: Contents) -> VecDeque<Part> {
     let Contents { tables, rows, bodies } = contents;
-    let (mut parts, mut part, mut bytes) = (VecDeque::new(), Part::default(), 0);
+    let tables = encode(&tables);
+    let pieces = tables.chunks(SNAPSHOT_PART_BYTES);
+    let mut parts: VecDeque<Part> =
+        pieces.map(|piece| Part { tables: piece.to_vec(), ..Part::default() }).collect();
+    let (mut part, mut bytes) = (Part::default(), 0);
     for (key, row) in rows {
         bytes += row.len() + size_of::<u128>();
         part.rows.push((key, row));
@@ -57,7 +82,7 @@ pub(crate) fn cut(contents: Contents) -> (Tables, VecDeque<Part>) {
     if part != Part::default() {
         parts.push_back(part);
     }
-    (tables, parts)
+    parts
 }
 
 /// The parts of a snapshot that have come so far. One snapshot at a time: the first part of another one begins anew.
@@ -67,6 +92,7 @@ pub(crate) struct Assembly {
     of: Option<(u64, Option<LogPosition>)>,
     next: u32,
     bytes: usize,
+    tables: Vec<u8>,
     rows: BTreeMap<u128, Vec<u8>>,
     bodies: BTreeSet<LogIndex>,
 }
@@ -89,11 +115,12 @@ impl Assembly {
             return Err(format!("part {number} of a snapshot is not the one that is waited for"));
         }
         self.next += 1;
-        self.bytes += part.rows.iter().map(|(_, row)| row.len()).sum::<usize>();
+        self.bytes += part.tables.len() + part.rows.iter().map(|(_, row)| row.len()).sum::<usize>();
         if self.bytes > SNAPSHOT_BYTES_MAX {
             *self = Assembly::default();
             return Err("the snapshot is larger than this node takes".into());
         }
+        self.tables.extend(part.tables);
         self.rows.extend(part.rows);
         self.bodies.extend(part.bodies);
         Ok(())
@@ -102,21 +129,18 @@ impl Assembly {
     /// The contents, once all parts are there.
     ///
     /// # Errors
-    /// If some are missing.
+    /// If some are missing, or the tables do not decode.
     pub(crate) fn complete(
         &mut self,
         of: (u64, Option<LogPosition>),
         parts: u32,
-        tables: Tables,
     ) -> Result<Contents, String> {
         let found = std::mem::take(self);
-        if parts > 0 && (found.of != Some(of) || found.next != parts) {
+        if found.of != Some(of) || found.next != parts {
             return Err(format!("{} of {parts} parts of the snapshot have come", found.next));
         }
-        match parts {
-            0 => Ok(Contents { tables, ..Contents::default() }),
-            _ => Ok(Contents { tables, rows: found.rows, bodies: found.bodies }),
-        }
+        let tables = decode_large("snapshot", &found.tables).map_err(|e| e.to_string())?;
+        Ok(Contents { tables, rows: found.rows, bodies: found.bodies })
     }
 }
 
@@ -132,7 +156,7 @@ mod tests {
         let bodies: BTreeSet<LogIndex> = (0..900_000).map(LogIndex).collect();
         let contents = Contents { tables: Tables::default(), rows, bodies };
         let at = |index| (1, Some(LogPosition { term: Term(1), index: LogIndex(index) }));
-        let (tables, parts) = cut(contents.clone());
+        let parts = cut(contents.clone());
         assert!(parts.len() > 3, "{} parts", parts.len());
         let mut assembly = Assembly::default();
         let count = parts.len() as u32;
@@ -147,11 +171,8 @@ mod tests {
             assert!(part.rows.len() * 300 <= SNAPSHOT_PART_BYTES + 600);
             assembly.add(at(7), number as u32, part).unwrap();
         }
-        assert!(
-            Assembly::default().complete(at(7), count, tables.clone()).is_err(),
-            "a node that was restarted"
-        );
-        assert_eq!(assembly.complete(at(7), count, tables).unwrap(), contents);
-        assert!(assembly.complete(at(7), count, Tables::default()).is_err(), "it is installed once");
+        assert!(Assembly::default().complete(at(7), count).is_err(), "a node that was restarted");
+        assert_eq!(assembly.complete(at(7), count).unwrap(), contents);
+        assert!(assembly.complete(at(7), count).is_err(), "it is installed once");
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! A crash at the worst moment leaves the checkpoint before; entries after it are applied again.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
-use holdfast_storage::codec::{decode, encode};
-use holdfast_storage::{Checkpoint, Log, Rows};
+use holdfast_storage::codec::{decode_large, encode};
+use holdfast_storage::{Checkpoint, Log, LogPosition, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec::Tables;
 use crate::machine::{Delta, Machine, Origin, Whole};
-use crate::snapshot::{Contents, Manifest};
+use crate::snapshot::{Contents, Manifest, Part, cut};
 use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
 /// How far the machine has come.
@@ -58,7 +59,7 @@ impl StateMachine {
         let mut progress = Progress::default();
         lock(&*machine).attach(rows.clone());
         if let Some(found) = checkpoint {
-            let tables: Tables = decode("tables", &found.tables).map_err(|e| e.to_string())?;
+            let tables: Tables = decode_large("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
             lock(&*machine).restore(&tables.machine, Origin::Checkpoint)?;
@@ -86,6 +87,20 @@ impl StateMachine {
         self.starting.store(false, Ordering::Relaxed);
         let Some(applied) = progress.applied else { return Ok(0) };
         Ok(self.log.erase_all_but(&whole.bodies, position(&applied).index))
+    }
+
+    /// The contents of a snapshot of now, with its position.
+    async fn contents(&self) -> Result<(Option<LogPosition>, Contents), io::Error> {
+        let (progress, Whole { rows, tables, bodies }) = self.whole().await?;
+        let tables = Tables::new(&progress.membership, tables);
+        Ok((progress.applied.as_ref().map(position), Contents { tables, rows, bodies }))
+    }
+
+    /// The same, cut into parts.
+    pub(crate) async fn snapshot(&self) -> Result<(Option<LogPosition>, VecDeque<Part>), io::Error> {
+        let (at, contents) = self.contents().await?;
+        let parts = tokio::task::spawn_blocking(move || cut(contents)).await;
+        Ok((at, parts.map_err(io::Error::other)?))
     }
 
     /// The whole state and its position. It is read on a thread of its own, while commands are applied; no checkpoint is
@@ -130,13 +145,13 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
             (machine.delta(), lock(&self.progress).clone())
         };
         let Some(applied) = progress.applied else {
-            return Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) });
+            return Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest::None });
         };
         let Delta { rows, gone, tables } = delta;
         let tables = encode(&Tables::new(&progress.membership, tables));
         let applied = position(&applied);
         self.write_checkpoint(Checkpoint { applied, rows, gone, tables, replaces_all: false }).await?;
-        Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(None) })
+        Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest::None })
     }
 }
 
@@ -188,8 +203,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Manifest) -> Result<(), io::Error> {
-        let Some(contents) = snapshot.0 else {
-            return Err(io::Error::other("a snapshot without contents"));
+        let contents = match snapshot {
+            Manifest::Contents(contents) => *contents,
+            // A store of this very process.
+            Manifest::Here(other) => other.contents().await?.1,
+            Manifest::None => return Err(io::Error::other("a snapshot without contents")),
         };
         let Some(applied) = meta.last_log_id else { return Ok(()) };
         let _one = self.checkpointing.lock().await;
@@ -218,14 +236,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         if self.starting.load(Ordering::Relaxed) {
             let meta = Self::meta(&lock(&self.progress));
-            return Ok(meta.last_log_id.map(|_| Snapshot { meta, snapshot: Manifest(None) }));
+            return Ok(meta.last_log_id.map(|_| Snapshot { meta, snapshot: Manifest::None }));
         }
-        let (progress, whole) = self.whole().await?;
-        if progress.applied.is_none() {
-            return Ok(None);
-        }
-        let Whole { rows, tables, bodies } = whole;
-        let contents = Contents { tables: Tables::new(&progress.membership, tables), rows, bodies };
-        Ok(Some(Snapshot { meta: Self::meta(&progress), snapshot: Manifest(Some(Box::new(contents))) }))
+        // The state is read when there is somebody to send it to: openraft asks here before every attempt, also at a node that is
+        // down, and applies nothing meanwhile. What is sent then is at this position or a later one.
+        let meta = Self::meta(&lock(&self.progress));
+        Ok(meta.last_log_id.map(|_| Snapshot { meta, snapshot: Manifest::Here(self.clone()) }))
     }
 }

@@ -227,6 +227,9 @@ impl Admin {
                 Ok(())
             }
             Request::QueueRetry(selector) => {
+                if self.cluster.leading().is_none() {
+                    return Err(failed("this node does not lead"));
+                }
                 let ids = self.select(&selector).await?;
                 let count = ids.len();
                 self.delivery.retry_now(ids);

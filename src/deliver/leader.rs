@@ -199,6 +199,10 @@ impl Delivery {
         let mut placement = self.cluster.placement_watch();
         let mut expired_to = None;
         let mut retry = self.retry.subscribe();
+        self.retry.send_if_modified(|asked| {
+            asked.clear();
+            false
+        });
         while self.cluster.leading() == Some(term) {
             self.drain_journal(&reign, &mut unplaced);
             self.release_placed(&reign, &mut unplaced);
@@ -218,6 +222,7 @@ impl Delivery {
                     let mut wanted = BTreeSet::new();
                     self.retry.send_if_modified(|asked| { wanted = std::mem::take(asked); false });
                     lock(&reign.scheduler).retry(&wanted, self.now_ms());
+                    reign.job.notify_waiters();
                 },
                 () = tokio::time::sleep(wait) => {}
                 _ = next_tick.tick() => {

@@ -1,6 +1,7 @@
 //! What outcomes lead to: lines in the mail log, notices to senders, settlements; and the outcome that comes by time alone,
 //! expiry.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_cluster::{Bytes, Fence, ProposeError, Term};
@@ -17,9 +18,11 @@ use crate::queue::retry::is_expired;
 use crate::queue::{Message, MessageId};
 
 /// Messages that one tick looks at for expiry.
-const EXPIRY_LOOK_MAX: usize = 500;
+const EXPIRY_LOOK_MAX: usize = 100;
 /// Recipients that one entry removes.
 const REMOVED_MAX: usize = 200;
+/// Messages that are read while the queue is locked.
+const READ_MAX: usize = 50;
 
 /// What came of an operator's wish to remove messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,8 +140,21 @@ impl Delivery {
     ///
     /// # Errors
     /// [`ProposeError::NotTaken`] if this node does not lead; otherwise what became of the proposal.
-    pub async fn remove(&self, ids: &[MessageId]) -> Result<Removal, ProposeError> {
+    pub async fn remove(self: &Arc<Self>, ids: &[MessageId]) -> Result<Removal, ProposeError> {
         let term = self.cluster.leading().ok_or(ProposeError::NotTaken)?;
+        let mut removal = Removal::default();
+        for ids in ids.chunks(READ_MAX) {
+            // To its end, also if the operator has gone: what is taken in hand is let go of.
+            let (this, ids) = (self.clone(), ids.to_vec());
+            let removed = tokio::spawn(async move { this.remove_some(term, &ids).await }).await;
+            let removed = removed.unwrap_or(Err(ProposeError::OutcomeUnknown))?;
+            removal.removed += removed.removed;
+            removal.in_transit += removed.in_transit;
+        }
+        Ok(removal)
+    }
+
+    async fn remove_some(&self, term: Term, ids: &[MessageId]) -> Result<Removal, ProposeError> {
         let mut removal = Removal::default();
         let mut ids = ids.iter();
         loop {
@@ -168,7 +184,13 @@ impl Delivery {
             let deadline = clock::after(Duration::from_secs(15));
             let proposed =
                 self.cluster.propose(command, Bytes::new(), Fence::Term(term), false, deadline).await;
-            taken.into_iter().for_each(|(id, n)| self.let_go(id, &[n]));
+            let mut queue = lock(&self.queue);
+            for (id, n) in taken {
+                self.let_go(id, &[n]);
+                // Its job was dropped if its turn came meanwhile.
+                queue.reschedule(id);
+            }
+            drop(queue);
             proposed?;
         }
     }

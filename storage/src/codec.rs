@@ -31,13 +31,31 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
 /// # Errors
 /// If the bytes are no `T`, are too long, or something follows.
 pub fn decode<T: Decode<()>>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
-    match bincode::decode_from_slice(bytes, configuration()) {
+    whole(what, bytes, bincode::decode_from_slice(bytes, configuration()))
+}
+
+fn whole<T>(
+    what: &'static str,
+    bytes: &[u8],
+    decoded: Result<(T, usize), bincode::error::DecodeError>,
+) -> Result<T, CodecError> {
+    match decoded {
         Ok((value, used)) if used == bytes.len() => Ok(value),
         Ok((_, used)) => {
             Err(CodecError { what, why: format!("{} bytes follow its end", bytes.len() - used) })
         }
         Err(e) => Err(CodecError { what, why: e.to_string() }),
     }
+}
+
+/// Decodes all of `bytes`, which come from this node's own log or from a peer that proved who it is, and may be far larger than a
+/// message: the small tables grow with the rate of mail.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_large<T: Decode<()>>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
+    let configuration = config::standard().with_limit::<{ 8 << 30 }>();
+    whole(what, bytes, bincode::decode_from_slice(bytes, configuration))
 }
 
 /// Opens every segment. Valid if and only if it is the segment's first record.

@@ -86,7 +86,7 @@ pub(crate) enum Request {
         last: Option<LogPosition>,
         number: u32,
     },
-    /// A snapshot of which so many parts were sent; its tables follow.
+    /// A snapshot of which so many parts were sent.
     Snapshot {
         vote: Vote,
         last: Option<LogPosition>,

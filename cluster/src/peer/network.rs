@@ -29,9 +29,9 @@ use tokio_rustls::client::TlsStream;
 use super::client::{AskError, Connection, Local, Peer, connect};
 use super::frame::{self, Answer, AppendAnswer, Purpose, Request};
 use crate::codec::entry_to_stored;
-use crate::limits::{APPENDS_IN_FLIGHT_MAX, NO_PROGRESS, SNAPSHOT_PART};
+use crate::limits::{APPENDS_IN_FLIGHT_MAX, NO_PROGRESS, REQUEST, SNAPSHOT_PART};
 use crate::placement::Member;
-use crate::snapshot::{Manifest, cut};
+use crate::snapshot::Manifest;
 use crate::types::{Snapshot, TypeConfig, Vote, log_id, position, raft_vote, stored_vote};
 
 /// Makes connections to peers.
@@ -247,13 +247,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let Some(contents) = snapshot.snapshot.0 else {
+        let Manifest::Here(state_machine) = snapshot.snapshot else {
             let why = Unreachable::from_string("the node is starting and has no snapshot yet");
             return Err(StreamingError::Unreachable(why));
         };
-        let last = snapshot.meta.last_log_id.as_ref().map(position);
         let ask = async {
-            let (tables, mut parts) = cut(*contents);
+            // The state is read only for a node that is there.
+            self.ask(Request::Status, Vec::new(), REQUEST).await?;
+            let (last, mut parts) = state_machine.snapshot().await.map_err(unreachable)?;
             let count = parts.len() as u32;
             for number in 0..count {
                 let Some(part) = parts.pop_front() else { break };
@@ -264,7 +265,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 }
             }
             let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
-            self.ask(request, vec![encode(&tables).into()], option.hard_ttl()).await
+            self.ask(request, Vec::new(), option.hard_ttl()).await
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

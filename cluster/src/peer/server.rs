@@ -23,7 +23,7 @@ use super::frame::{self, Answer, AppendAnswer, AppendHead, Frame, Hello, PROTOCO
 use super::tls::is_node;
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::codec::{Tables, entry_from_stored};
+use crate::codec::entry_from_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
 use crate::snapshot::{Manifest, Part};
@@ -243,8 +243,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             };
             added.map_or_else(|why| failed(&why), |()| plain(Answer::Done))
         }
-        Request::Snapshot { vote, last, parts } => match install(cluster, raft, raw, last, parts, from).await
-        {
+        Request::Snapshot { vote, last, parts } => match install(cluster, raft, last, parts, from).await {
             Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
                 Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
                 Err(e) => failed(&e),
@@ -309,15 +308,15 @@ pub(crate) async fn prepare(cluster: &Cluster) -> Result<(), String> {
 async fn install(
     cluster: &Cluster,
     raft: &Raft,
-    raw: Bytes,
     last: Option<LogPosition>,
     parts: u32,
     from: u64,
 ) -> Result<Snapshot, String> {
-    let tables: Tables = decode("snapshot", &raw).map_err(|e| e.to_string())?;
+    // One at a time: a leader that lost patience sends everything again while the first one still fetches.
+    let _one = cluster.inner.installing.try_lock().map_err(|_| "another snapshot is being installed")?;
     let contents = {
         let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
-        assembly.complete((from, last), parts, tables)?
+        assembly.complete((from, last), parts)?
     };
     let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
     let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
@@ -343,5 +342,5 @@ async fn install(
     }
     let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
     let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
-    Ok(Snapshot { meta, snapshot: Manifest(Some(Box::new(contents))) })
+    Ok(Snapshot { meta, snapshot: Manifest::Contents(Box::new(contents)) })
 }

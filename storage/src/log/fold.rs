@@ -288,6 +288,7 @@ fn check_ends(disk: &dyn Disk, scans: &[(SegmentId, Scan)]) -> Result<(), OpenEr
         let Some((before, end)) = head.previous else { continue };
         // One that was given back meanwhile cannot be looked at.
         if let Some((_, scan)) = scans.iter().find(|(other, _)| *other == before)
+            && scan.bad.is_none()
             && scan.end < end
         {
             let at = format!("{}: segment {before} offset {}", disk.name(), scan.end);

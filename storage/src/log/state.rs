@@ -340,10 +340,14 @@ impl LogState {
     /// Segments that hold nothing live and never will again: all but the newest, which is written or about to be, whatever the
     /// writer has told of it yet.
     pub(crate) fn idle_segments(&self) -> impl Iterator<Item = (&SegmentId, &Segment)> {
-        let newest = self.segments.last_key_value().map(|(id, _)| *id);
+        let mut ends = self.segments.iter().rev();
+        let newest = ends.next();
+        // What the one before said of vote and floor counts until the newest has said it again.
+        let before = ends.next().filter(|_| newest.is_some_and(|(_, s)| s.end == 0));
+        let busy = [newest, before].map(|s| s.map(|(id, _)| *id));
         self.segments
             .iter()
-            .filter(move |(id, s)| Some(**id) != newest && s.live == 0 && !self.pending.contains(id))
+            .filter(move |(id, s)| !busy.contains(&Some(**id)) && s.live == 0 && !self.pending.contains(id))
     }
 
     /// Forgets a segment that holds nothing live, and what only its records made necessary.
@@ -415,7 +419,11 @@ mod tests {
             state.segments.insert(SegmentId(id), Segment::new(0, file.clone()));
         }
         state.add_live(SegmentId(2), 0);
-        let idle: Vec<u64> = state.idle_segments().map(|(id, _)| id.0).collect();
-        assert_eq!(idle, [1]);
+        let idle = |state: &LogState| state.idle_segments().map(|(id, _)| id.0).collect::<Vec<_>>();
+        assert_eq!(idle(&state), [1]);
+        state.drop_live(SegmentId(2), 0);
+        assert_eq!(idle(&state), [1], "the newest has not said again what the one before says");
+        state.segments.get_mut(&SegmentId(3)).unwrap().end = 4096;
+        assert_eq!(idle(&state), [1, 2]);
     }
 }

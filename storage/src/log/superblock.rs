@@ -88,7 +88,7 @@ impl Superblock {
         }
     }
 
-    /// Writes the contents to the older copy and syncs it.
+    /// Writes the contents to the older copy and syncs it, then to the other: one copy that rots is never replaced by a stale one.
     pub(crate) fn store(&mut self) -> std::io::Result<()> {
         self.contents.sequence += 1;
         let payload = codec::encode(&self.contents);
@@ -101,8 +101,11 @@ impl Superblock {
         if bytes.len() as u64 > SUPERBLOCK_COPY_BYTES {
             return Err(std::io::Error::other("the list of segments has outgrown the superblock"));
         }
-        self.file.write_at(&bytes, (self.contents.sequence % 2) * SUPERBLOCK_COPY_BYTES)?;
-        self.file.sync_data()
+        for copy in [self.contents.sequence % 2, (self.contents.sequence + 1) % 2] {
+            self.file.write_at(&bytes, copy * SUPERBLOCK_COPY_BYTES)?;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 }
 
