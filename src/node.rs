@@ -1,7 +1,7 @@
 //! A node: the only file that sees every layer. The order of its start is the order of this file: settings and keys, the log
 //! and the cluster, then delivery, operators, and last the doors for mail.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::deliver::connection::Dialer;
 use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
 use crate::deliver::tls::ClientTls;
 use crate::maillog::{MailLog, Service};
-use crate::pki;
+use crate::pki::{self, MailCertificate};
 use crate::queue::Queue;
 use crate::queue::retry::Backoff;
 use crate::receive::connection::Shared;
@@ -145,12 +145,13 @@ async fn serve(
     let admin_listener = admin_server::bind(config.admin.listen).await.map_err(anyhow::Error::msg)?;
     tokio::spawn(admin_server::run(admin_listener, pki::admin_tls(&config)?, Arc::new(admin)));
     let limits = Arc::new(Limits::new(config.smtp.max_sessions, config.smtp.max_sessions_per_client));
-    for (address, shared) in doors(&config, &log, &intake, &drains)? {
+    let Doors { listeners, certificates } = doors(&config, &log, &intake, &drains)?;
+    for (address, shared) in listeners {
         let listener = listener::bind(address).await.map_err(anyhow::Error::msg)?;
         tokio::spawn(listener::run(listener, Arc::new(shared), limits.clone()));
     }
     tracing::info!(node = config.node.id, "serving");
-    stop_signal().await?;
+    stop_signal(&certificates).await?;
     tracing::info!("stopping");
     let stop = async {
         draining.send_replace(true);
@@ -197,16 +198,29 @@ fn delivery(
     Ok(Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), dialer, settings))
 }
 
-/// The listeners for mail, each with what its sessions share.
+/// The listeners for mail, each with what its sessions share, and their certificates.
+struct Doors {
+    listeners: Vec<(std::net::SocketAddr, Shared)>,
+    certificates: Vec<Arc<MailCertificate>>,
+}
+
 fn doors(
     config: &Config,
     log: &Arc<MailLog>,
     intake: &Arc<Intake>,
     drains: &watch::Receiver<bool>,
-) -> anyhow::Result<Vec<(std::net::SocketAddr, Shared)>> {
+) -> anyhow::Result<Doors> {
     let smtp = &config.smtp;
     let Ok(postmaster) = Mailbox::parse(&smtp.postmaster) else { bail!("smtp.postmaster was checked") };
-    let own_tls = pki::smtp_tls(smtp.tls_cert.as_deref(), smtp.tls_key.as_deref(), TlsMin::default())?;
+    let mut certificates = Vec::new();
+    let mut tls = |cert: &Option<PathBuf>, key: &Option<PathBuf>, oldest| {
+        let made = pki::smtp_tls(cert.as_deref(), key.as_deref(), oldest)?;
+        anyhow::Ok(made.map(|(tls, certificate)| {
+            certificates.push(certificate);
+            tls
+        }))
+    };
+    let own_tls = tls(&smtp.tls_cert, &smtp.tls_key, TlsMin::default())?;
     let door = |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String]| Shared {
         settings: Arc::new(SessionSettings {
             hostname: smtp.hostname.clone(),
@@ -232,20 +246,29 @@ fn doors(
             Some(_) => (&l.tls_cert, &l.tls_key),
             None => (&smtp.tls_cert, &smtp.tls_key),
         };
-        let tls = pki::smtp_tls(cert.as_deref(), key.as_deref(), l.tls_min)
-            .with_context(|| format!("listener {}", l.name))?;
+        let tls = tls(cert, key, l.tls_min).with_context(|| format!("listener {}", l.name))?;
         doors.push((l.address, door(tls, l.tls, &l.relay_networks)));
     }
-    Ok(doors)
+    Ok(Doors { listeners: doors, certificates })
 }
 
-async fn stop_signal() -> anyhow::Result<()> {
+/// Waits for the end. SIGHUP meanwhile reads the certificates for mail again.
+async fn stop_signal(certificates: &[Arc<MailCertificate>]) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => {}
+        }
+        for certificate in certificates {
+            match certificate.reload() {
+                Ok(()) => tracing::info!("a certificate for mail was read again"),
+                Err(e) => tracing::warn!(error = format!("{e:#}"), "a certificate for mail stays as it was"),
+            }
+        }
     }
-    Ok(())
 }

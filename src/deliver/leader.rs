@@ -34,6 +34,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const PASSED_OVER_MS: u64 = 200;
 /// Recipients of one transaction: what every server must take (RFC 5321 §4.5.3.1.8).
 const RECIPIENTS_PER_TRANSACTION: usize = 100;
+/// Pages of the queue that one tick looks at for expiry.
+const EXPIRY_PAGES: usize = 10;
 /// Messages that are scheduled in one go when the whole queue is looked at.
 const SURVEY_STEP: usize = 500;
 
@@ -230,7 +232,13 @@ impl Delivery {
                     let now = Tick(tick_base.0 + passed);
                     let this = self.clone();
                     tokio::spawn(async move { this.tick(term, now).await });
-                    self.expire(term, now, &mut expired_to).await;
+                    for _ in 0..EXPIRY_PAGES {
+                        self.expire(term, now, &mut expired_to).await;
+                        if expired_to.is_none() {
+                            break;
+                        }
+                        tokio::task::yield_now().await;
+                    }
                     *lock(&self.waits) = lock(&reign.scheduler).waits_until_ms();
                 }
             }

@@ -17,7 +17,7 @@ use crate::queue::message::{Envelope, Recipient, Tick};
 use crate::queue::retry::is_expired;
 use crate::queue::{Message, MessageId};
 
-/// Messages that one tick looks at for expiry.
+/// Messages that are looked at for expiry in one go, while the queue is locked.
 const EXPIRY_LOOK_MAX: usize = 100;
 /// Recipients that one entry removes.
 const REMOVED_MAX: usize = 200;
