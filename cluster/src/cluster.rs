@@ -73,6 +73,7 @@ pub(crate) struct Inner {
     pub(crate) machine: Arc<Mutex<dyn Machine>>,
     /// A snapshot of which parts have come.
     pub(crate) assembly: Mutex<Assembly>,
+    /// Held while a snapshot's bodies are fetched: one at a time.
     pub(crate) installing: tokio::sync::Mutex<()>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,

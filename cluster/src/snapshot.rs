@@ -1,5 +1,5 @@
-//! A snapshot is a manifest: the machine's rows and tables and a list of the bodies they need. The follower fetches the
-//! bodies it lacks before it installs.
+//! A snapshot is a manifest: the machine's tables and rows, and a list of the bodies they need. It goes in parts of bounded size; the
+//! follower puts them together, fetches the bodies it lacks, and installs. A crash of either leaves nothing but work to do again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,7 +12,7 @@ use crate::limits::{SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 use crate::state_machine::StateMachine;
 
 /// The state of the queue at a position.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) tables: Tables,
     pub(crate) rows: BTreeMap<u128, Vec<u8>>,

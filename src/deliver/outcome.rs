@@ -1,5 +1,5 @@
-//! What outcomes lead to: lines in the mail log, notices to senders, settlements; and the outcome that comes by time alone,
-//! expiry.
+//! What outcomes lead to: lines in the mail log, notices to senders, settlements; and the outcomes that a leader decides: removal by
+//! an operator, expiry by time.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -95,9 +95,9 @@ impl Messages {
 
     /// Up to `max` ids above `after`, in rising order.
     pub(super) fn ids(&self, after: Option<MessageId>, max: usize) -> Vec<MessageId> {
-        let from = |after: Option<MessageId>| after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut ids: BTreeSet<MessageId> =
-            self.young.range((from(after), Bound::Unbounded)).take(max).map(|(id, _)| *id).collect();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let young = self.young.range((from, Bound::Unbounded)).take(max);
+        let mut ids: BTreeSet<MessageId> = young.map(|(id, _)| *id).collect();
         let Some(rows) = self.own_rows() else { return ids.into_iter().collect() };
         let mut cursor = after.map(|id| id.0);
         let mut found = 0;
