@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use quantity::{Size, Span};
 
 use crate::queue::apply::ACCEPT_TIMEOUT_MAX_MS;
+use crate::queue::command::TlsMin;
 use crate::receive::policy::Network;
 use crate::smtp::address::{Mailbox, is_domain};
 
@@ -208,18 +209,6 @@ pub enum ListenerTls {
     Require,
     /// From the first octet.
     Implicit,
-}
-
-/// The oldest TLS version that is taken. Older ones than 1.2 are not to be used (RFC 8996).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TlsMin {
-    /// TLS 1.2.
-    #[default]
-    #[serde(rename = "1.2")]
-    Tls12,
-    /// TLS 1.3.
-    #[serde(rename = "1.3")]
-    Tls13,
 }
 
 /// `[admin]`

@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::server::{self as admin_server, Admin};
-use crate::config::{Config, ListenerTls, TlsMin, parse_networks};
+use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
 use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
 use crate::deliver::tls::ClientTls;
 use crate::maillog::{MailLog, Service};
 use crate::pki::{self, MailCertificate};
 use crate::queue::Queue;
+use crate::queue::command::TlsMin;
 use crate::queue::retry::Backoff;
 use crate::receive::connection::Shared;
 use crate::receive::intake::Intake;

@@ -22,7 +22,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::admin::api::OPERATOR_NAME;
 use crate::clock;
-use crate::config::{Config, TlsMin};
+use crate::config::Config;
+use crate::queue::command::TlsMin;
 
 /// How long certificates of the cluster are valid, days.
 const VALID_DAYS: i64 = 825;
@@ -220,6 +221,15 @@ fn certified(cert: &Path, key_file: &Path) -> anyhow::Result<CertifiedKey> {
         .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))
 }
 
+/// The versions of TLS from the oldest on that is wanted.
+pub fn versions(oldest: TlsMin) -> &'static [&'static rustls::SupportedProtocolVersion] {
+    static ONLY_13: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    match oldest {
+        TlsMin::Tls12 => rustls::ALL_VERSIONS,
+        TlsMin::Tls13 => &ONLY_13,
+    }
+}
+
 /// TLS for mail: 1.2 and 1.3 (RFC 8996 forbids what is older), and its certificate. `None` without one.
 ///
 /// # Errors
@@ -232,12 +242,8 @@ pub fn smtp_tls(
     let (Some(cert), Some(key_file)) = (cert, key_file) else { return Ok(None) };
     let certificate = Arc::new(MailCertificate::open(cert, key_file)?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let versions: &[&rustls::SupportedProtocolVersion] = match oldest {
-        TlsMin::Tls12 => rustls::ALL_VERSIONS,
-        TlsMin::Tls13 => &[&rustls::version::TLS13],
-    };
     let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions)?
+        .with_protocol_versions(versions(oldest))?
         .with_no_client_auth()
         .with_cert_resolver(certificate.clone());
     Ok(Some((TlsAcceptor::from(Arc::new(config)), certificate)))

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::queue::command::TlsMin;
+
 /// Longest line.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -23,15 +25,19 @@ pub enum Request {
         to: Vec<(String, u16)>,
         /// Word of the TLS policy.
         tls: String,
+        /// The oldest TLS version, `1.2` or `1.3`.
+        tls_min: TlsMin,
         /// Own lifetime.
         lifetime_ms: Option<u64>,
     },
     /// Lists routes.
     RouteList,
-    /// Removes a route, unless mail waits for it.
+    /// Removes a route.
     RouteRemove {
         /// The domain.
         domain: String,
+        /// What becomes of mail that waits for it.
+        waiting: Waiting,
     },
     /// Lists messages.
     QueueList(Selector),
@@ -44,6 +50,19 @@ pub enum Request {
         /// Only counts.
         dry_run: bool,
     },
+}
+
+/// What becomes of mail whose route is removed.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Waiting {
+    /// If there is any the route stays.
+    #[default]
+    Refuse,
+    /// It is held until there is a route again.
+    Hold,
+    /// It is returned to its senders.
+    Bounce,
 }
 
 /// Which messages.

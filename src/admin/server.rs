@@ -12,11 +12,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::api::{Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector};
+use super::api::{Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector, Waiting};
 use crate::clock;
 use crate::deliver::leader::Delivery;
-use crate::deliver::route::target;
-use crate::queue::command::{Command, Route, TlsPolicy};
+use crate::deliver::route::{is_held, lifetime_ms, pending_under, target};
+use crate::queue::command::{Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
 use crate::queue::{Message, MessageId, Queue};
 use crate::receive::intake::Intake;
@@ -26,6 +26,8 @@ use crate::smtp::address::is_domain;
 const CONNECTIONS_MAX: usize = 32;
 /// Messages of one page of a walk.
 const LIST_STEP: usize = 500;
+/// How long `route remove --bounce` waits for results of what is under way.
+const BOUNCE_WAIT: Duration = Duration::from_secs(20);
 
 /// What operators may look at and touch.
 pub struct Admin {
@@ -169,47 +171,34 @@ impl Admin {
             Request::Status => tell.send(self.status().await).await.map_err(gone),
             Request::RouteList => {
                 let routes = lock(&self.queue).routes().clone();
-                for (domain, route) in routes {
+                for (domain, entry) in routes {
+                    let Some(route) = entry.route else {
+                        tell.send(json!({ "domain": domain, "held": true })).await.map_err(gone)?;
+                        continue;
+                    };
                     let to: Vec<String> = route.hosts.iter().map(|(h, p)| format!("{h}:{p}")).collect();
                     let item = json!({
-                        "domain": domain, "to": to, "mx": route.hosts.is_empty(), "tls": route.tls.word(),
+                        "domain": domain, "held": false, "to": to, "mx": route.hosts.is_empty(),
+                        "tls": route.tls.word(), "tls_min": route.tls_min,
                         "lifetime_s": route.lifetime_ms.map(|ms| ms / 1000),
                     });
                     tell.send(item).await.map_err(gone)?;
                 }
                 Ok(())
             }
-            Request::RouteSet { domain, to, tls, lifetime_ms } => {
+            Request::RouteSet { domain, to, tls, tls_min, lifetime_ms } => {
                 let domain = domain.to_ascii_lowercase();
                 if domain != "*" && !is_domain(domain.strip_prefix('.').unwrap_or(&domain)) {
                     return Err(failed(&format!("`{domain}` is no domain, `.domain` or `*`")));
                 }
                 let tls =
                     TlsPolicy::parse(&tls).ok_or_else(|| failed(&format!("`{tls}` is no TLS policy")))?;
-                self.set_route(domain, Some(Route { hosts: to, tls, lifetime_ms })).await
+                let route = Route { hosts: to, tls, tls_min, lifetime_ms };
+                self.propose(Command::Route { domain, change: RouteChange::Set(route) }).await
             }
-            Request::RouteRemove { domain } => {
-                let domain = domain.to_ascii_lowercase();
-                if !lock(&self.queue).routes().contains_key(&domain) {
-                    return Err(failed(&format!("there is no route for {domain}")));
-                }
-                let mut waiting = 0;
-                let mut walk = Walk::new(&self.queue);
-                while let Some(messages) = walk.next().await {
-                    let queue = lock(&self.queue);
-                    for m in messages {
-                        let mut domains =
-                            m.pending().map(|n| m.envelope.recipients[n as usize].address.domain());
-                        let waits =
-                            domains.any(|d| queue.route_entry(d).is_some_and(|(name, _)| name == domain));
-                        waiting += waits as usize;
-                    }
-                }
-                if waiting > 0 {
-                    let text = format!("{waiting} messages wait for {domain}; deliver or remove them first");
-                    return Err(failed(&text));
-                }
-                self.set_route(domain, None).await
+            Request::RouteRemove { domain, waiting } => {
+                let item = self.remove_route(&domain.to_ascii_lowercase(), waiting).await?;
+                tell.send(item).await.map_err(gone)
             }
             Request::QueueList(selector) => {
                 let waits = self.delivery.waits();
@@ -230,13 +219,13 @@ impl Admin {
                 if self.cluster.leading().is_none() {
                     return Err(failed("this node does not lead"));
                 }
-                let ids = self.select(&selector).await?;
+                let ids = self.select(&selector, |queue, m| !is_held(queue, m)).await?;
                 let count = ids.len();
                 self.delivery.retry_now(ids);
                 tell.send(json!({ "retried": count })).await.map_err(gone)
             }
             Request::QueueRemove { selector, dry_run } => {
-                let ids = self.select(&selector).await?;
+                let ids = self.select(&selector, |_, _| true).await?;
                 if dry_run {
                     let item = json!({ "removed": ids.len(), "in_transit": 0, "dry_run": true });
                     return tell.send(item).await.map_err(gone);
@@ -258,24 +247,84 @@ impl Admin {
         }
     }
 
-    async fn set_route(&self, domain: String, route: Option<Route>) -> Result<(), Failure> {
-        self.propose(Command::Route { domain, route }).await
+    /// Removes a route. Mail for it that comes in meanwhile is held, as it was taken for the route's sake.
+    async fn remove_route(&self, domain: &str, waiting: Waiting) -> Result<Value, Failure> {
+        if !lock(&self.queue).routes().contains_key(domain) {
+            return Err(failed(&format!("there is no route for {domain}")));
+        }
+        let change = |change| self.propose(Command::Route { domain: domain.into(), change });
+        let waits = self.under(domain).await.len();
+        let (mut held, mut bounced) = (0, 0);
+        match waiting {
+            _ if waits == 0 => change(RouteChange::Remove).await?,
+            Waiting::Refuse => {
+                return Err(failed(&format!(
+                    "{waits} messages wait for {domain}: deliver or remove them first, keep them with --hold, or return \
+                     them to their senders with --bounce"
+                )));
+            }
+            Waiting::Hold => {
+                change(RouteChange::Hold).await?;
+                held = self.under(domain).await.len();
+            }
+            Waiting::Bounce => {
+                // Nothing more is delivered from here on, and nothing more is taken.
+                change(RouteChange::Hold).await?;
+                let deadline = clock::after(BOUNCE_WAIT);
+                let left = loop {
+                    let ids = self.under(domain).await;
+                    if ids.is_empty() || clock::now() > deadline {
+                        break ids.len();
+                    }
+                    bounced += self.delivery.bounce(domain, &ids).await.map_err(|e| not_done(&e))?;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                };
+                if left > 0 {
+                    return Err(failed(&format!(
+                        "{bounced} recipients were returned; {left} messages are still under way and are held if they come \
+                         back: remove the route again"
+                    )));
+                }
+                change(RouteChange::Remove).await?;
+            }
+        }
+        Ok(json!({ "domain": domain, "held": held, "bounced": bounced }))
     }
 
-    async fn select(&self, selector: &Selector) -> Result<Vec<MessageId>, Failure> {
+    /// Messages that wait and stand under a name in the table of routes.
+    async fn under(&self, name: &str) -> Vec<MessageId> {
+        let mut found = Vec::new();
+        let mut walk = Walk::new(&self.queue);
+        while let Some(messages) = walk.next().await {
+            let queue = lock(&self.queue);
+            let under = messages.iter().filter(|m| pending_under(&queue, m, name).next().is_some());
+            found.extend(under.map(|m| m.id));
+        }
+        found
+    }
+
+    /// The messages that a selector means, as far as something can be done with them.
+    async fn select(
+        &self,
+        selector: &Selector,
+        can: impl Fn(&Queue, &Message) -> bool,
+    ) -> Result<Vec<MessageId>, Failure> {
         if *selector == Selector::default() {
             return Err(failed(
                 "say which messages: an id, --to-domain, --from, --older-than, --state or --all",
             ));
         }
-        let mut found = Vec::new();
+        let (mut found, mut meant) = (Vec::new(), 0);
         let mut walk = Walk::of(&self.queue, selector);
         while let Some(messages) = walk.next().await {
             let queue = lock(&self.queue);
-            found.extend(messages.iter().filter(|m| self.selects(selector, &queue, m)).map(|m| m.id));
+            for message in messages.iter().filter(|m| self.selects(selector, &queue, m)) {
+                meant += 1;
+                found.extend(can(&queue, message).then_some(message.id));
+            }
         }
-        match (&selector.id, found.is_empty()) {
-            (Some(id), true) => Err(failed(&format!("{id}: no such message"))),
+        match &selector.id {
+            Some(id) if meant == 0 => Err(failed(&format!("{id}: no such message"))),
             _ => Ok(found),
         }
     }
@@ -287,7 +336,7 @@ impl Admin {
             && s.to_domain.as_ref().is_none_or(domain)
             && s.from.as_ref().is_none_or(|from| m.envelope.sender.to_string() == *from)
             && s.older_than_ms.is_none_or(|ms| age_ms > ms)
-            && s.state.as_ref().is_none_or(|state| message_state(m) == state)
+            && s.state.as_ref().is_none_or(|state| message_state(queue, m) == state)
     }
 
     fn describe(&self, queue: &Queue, m: &Message, wait_ms: Option<u64>) -> Value {
@@ -306,21 +355,19 @@ impl Admin {
                     State::Removed => "removed",
                 };
                 json!({
-                    "address": r.address.to_string(), "destination": target(queue, r.address.domain()).key,
+                    "address": r.address.to_string(),
+                    "destination": target(queue, r).map_or("held".into(), |target| target.key),
                     "state": state, "attempts": r.attempts, "next_attempt_s": wait_ms.map(|ms| ms / 1000),
                     "last_reply": r.last_reply,
                 })
             })
             .collect();
-        let lifetimes =
-            m.envelope.recipients.iter().map(|r| {
-                queue.route(r.address.domain()).and_then(|r| r.lifetime_ms).unwrap_or(self.lifetime_ms)
-            });
+        let lifetimes = m.envelope.recipients.iter().map(|r| lifetime_ms(queue, r, self.lifetime_ms));
         let lifetime = lifetimes.min().unwrap_or(self.lifetime_ms);
         json!({
             "id": m.id.to_string(), "sender": m.envelope.sender.to_string(), "size": m.size,
             "arrival_time": m.envelope.arrival_unix_s, "age_s": age_ms / 1000,
-            "expires_in_s": lifetime.saturating_sub(age_ms) / 1000, "state": message_state(m), "recipients": recipients,
+            "expires_in_s": lifetime.saturating_sub(age_ms) / 1000, "state": message_state(queue, m), "recipients": recipients,
         })
     }
 
@@ -332,6 +379,9 @@ impl Admin {
             let oldest_ms = oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0));
             (queue.totals(), queue.young(), oldest_ms)
         };
+        // A node that does not lead knows what waits, but not which of it is held: that takes a look at all of it.
+        let held = self.delivery.held();
+        let deferred = totals.deferred - held.map_or(0, |(_, tried)| tried).min(totals.deferred);
         let why_not = self.intake.not_accepting().map(|(why, _)| why);
         let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
         let nodes: Vec<Value> = report
@@ -364,13 +414,18 @@ impl Admin {
             "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
             "why_not": why_not, "nodes": nodes, "warnings": self.warnings,
             "queue": {
-                "messages": totals.messages, "bytes": totals.bytes, "deferred": totals.deferred, "held": 0,
+                "messages": totals.messages, "bytes": totals.bytes, "deferred": deferred,
+                "held": held.map(|(held, _)| held),
                 "oldest_age_s": oldest_ms / 1000, "young": young,
             },
         })
     }
 }
 
-fn message_state(m: &Message) -> &'static str {
-    if m.is_deferred() { "deferred" } else { "active" }
+fn message_state(queue: &Queue, m: &Message) -> &'static str {
+    match m.is_deferred() {
+        _ if is_held(queue, m) => "held",
+        true => "deferred",
+        false => "active",
+    }
 }

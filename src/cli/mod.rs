@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::admin::api::{Request, Selector};
+use crate::admin::api::{Request, Selector, Waiting};
 use crate::admin::client::{Client, Refused};
 use crate::config::{Config, Span};
 use crate::{demo, node};
@@ -90,9 +90,12 @@ enum RouteCommand {
         /// Use the domain's MX
         #[arg(long)]
         mx: bool,
-        /// none, opportunistic, require or verify
+        /// none, opportunistic, require, verify or dane
         #[arg(long, default_value = "opportunistic")]
         tls: String,
+        /// The oldest TLS version to use, 1.2 or 1.3
+        #[arg(long, default_value = "1.2")]
+        tls_min: String,
         /// How long mail waits, such as 15d
         #[arg(long)]
         lifetime: Option<String>,
@@ -104,10 +107,16 @@ enum RouteCommand {
         #[command(flatten)]
         access: Access,
     },
-    /// Remove a route; refused while mail waits for it
+    /// Remove a route; refused while mail waits for it, unless you say what becomes of that
     Remove {
         /// The domain
         domain: String,
+        /// Hold mail that waits: nothing is tried and nothing expires until there is a route again
+        #[arg(long, conflicts_with = "bounce")]
+        hold: bool,
+        /// Return mail that waits to its senders
+        #[arg(long)]
+        bounce: bool,
         #[command(flatten)]
         access: Access,
     },
@@ -128,7 +137,7 @@ struct Which {
     /// Messages older than this, such as 2h
     #[arg(long)]
     older_than: Option<String>,
-    /// Messages in this state: active or deferred
+    /// Messages in this state: active, deferred or held
     #[arg(long)]
     state: Option<String>,
     /// All messages
@@ -274,16 +283,26 @@ fn ask_each(
 
 fn route(command: RouteCommand) -> anyhow::Result<()> {
     match command {
-        RouteCommand::Set { domain, to, tls, lifetime, access, .. } => {
+        RouteCommand::Set { domain, to, tls, tls_min, lifetime, access, .. } => {
             let to = to.iter().map(|host| host_and_port(host)).collect::<anyhow::Result<_>>()?;
             let lifetime_ms = lifetime.as_deref().map(span_ms).transpose()?;
-            ask(&access, &Request::RouteSet { domain, to, tls, lifetime_ms }, false)?;
+            let tls_min = serde_json::from_value(Value::from(tls_min.as_str()))
+                .with_context(|| format!("--tls-min {tls_min}: must be 1.2 or 1.3"))?;
+            ask(&access, &Request::RouteSet { domain, to, tls, tls_min, lifetime_ms }, false)?;
         }
         RouteCommand::List { access } => {
             ask_each(&access, &Request::RouteList, false, &mut |item| print::route(&item, access.json))?;
         }
-        RouteCommand::Remove { domain, access } => {
-            ask(&access, &Request::RouteRemove { domain }, true)?;
+        RouteCommand::Remove { domain, hold, bounce, access } => {
+            let waiting = match (hold, bounce) {
+                (true, _) => Waiting::Hold,
+                (_, true) => Waiting::Bounce,
+                _ => Waiting::Refuse,
+            };
+            print::removed_route(
+                &ask(&access, &Request::RouteRemove { domain, waiting }, true)?,
+                access.json,
+            );
         }
     }
     Ok(())

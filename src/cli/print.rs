@@ -49,10 +49,11 @@ pub(super) fn status(status: &Value, json: bool) {
     }
     let q = &status["queue"];
     println!(
-        "queue: {} messages, {} bytes, {} deferred, oldest {} s",
+        "queue: {} messages, {} bytes, {} deferred, {} held, oldest {} s",
         text(&q["messages"]),
         text(&q["bytes"]),
         text(&q["deferred"]),
+        text(&q["held"]),
         text(&q["oldest_age_s"])
     );
 }
@@ -62,10 +63,29 @@ pub(super) fn route(route: &Value, json: bool) {
         println!("{route}");
         return;
     }
+    if route["held"] == true {
+        println!("{}  removed, its mail is held", text(&route["domain"]));
+        return;
+    }
     let to: Vec<String> = route["to"].as_array().into_iter().flatten().map(text).collect();
     let to = if to.is_empty() { "MX".into() } else { to.join(",") };
     let lifetime = route["lifetime_s"].as_u64().map_or(String::new(), |s| format!("  lifetime {s}s"));
-    println!("{}  to {to}  tls {}{lifetime}", text(&route["domain"]), text(&route["tls"]));
+    let floor = if route["tls_min"] == "1.3" { ", 1.3 or later" } else { "" };
+    println!("{}  to {to}  tls {}{floor}{lifetime}", text(&route["domain"]), text(&route["tls"]));
+}
+
+pub(super) fn removed_route(answer: &[Value], json: bool) {
+    let Some(answer) = answer.first() else { return };
+    if json {
+        println!("{answer}");
+        return;
+    }
+    for (field, what) in [("held", "messages are held"), ("bounced", "recipients returned to their senders")]
+    {
+        if answer[field].as_u64() > Some(0) {
+            println!("{} {what}", answer[field]);
+        }
+    }
 }
 
 pub(super) fn message(message: &Value, json: bool) {

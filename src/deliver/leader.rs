@@ -59,6 +59,8 @@ pub struct Delivery {
     /// Messages that an operator wants tried now.
     pub(super) retry: watch::Sender<BTreeSet<MessageId>>,
     pub(super) waits: Mutex<BTreeMap<MessageId, u64>>,
+    /// As leader: messages with a recipient that is held, and whether they count as deferred otherwise.
+    held: Mutex<BTreeMap<MessageId, bool>>,
     pub(super) began: Instant,
 }
 
@@ -127,6 +129,7 @@ impl Delivery {
             draining: AtomicBool::new(false),
             retry: watch::Sender::default(),
             waits: Mutex::default(),
+            held: Mutex::default(),
             began: clock::now(),
         }
     }
@@ -155,6 +158,13 @@ impl Delivery {
         lock(&self.waits).iter().map(|(id, at)| (*id, at.saturating_sub(now))).collect()
     }
 
+    /// How many messages have a recipient that is held, and how many of these were tried before; `None` unless this node leads.
+    pub fn held(&self) -> Option<(usize, usize)> {
+        self.cluster.leading()?;
+        let held = lock(&self.held);
+        Some((held.len(), held.values().filter(|tried| **tried).count()))
+    }
+
     /// Leads whenever this node is the leader, for as long as the node runs.
     pub async fn run(self: Arc<Self>) {
         loop {
@@ -168,6 +178,7 @@ impl Delivery {
                 self.lead(term).await;
                 lock(&self.queue).end_journal();
                 lock(&self.waits).clear();
+                lock(&self.held).clear();
             } else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -290,8 +301,10 @@ impl Delivery {
             !self.settler.is_under_way(message.id, *n) && !lock(&self.in_hand).contains(&(message.id, *n))
         };
         for number in message.pending().filter(free).filter(wanted) {
-            let domain = message.envelope.recipients[number as usize].address.domain();
-            let target = target(queue, domain);
+            let Some(target) = target(queue, &message.envelope.recipients[number as usize]) else {
+                lock(&self.held).insert(message.id, message.is_deferred());
+                continue;
+            };
             by_target.entry(target.key.clone()).or_insert_with(|| (target, Vec::new())).1.push(number);
         }
         for (key, (target, recipients)) in by_target {
@@ -379,6 +392,7 @@ impl Delivery {
                 // connections have in hand, which comes back through `put_back`.
                 scheduler.clear_jobs();
                 lock(&reign.targets).clear();
+                lock(&self.held).clear();
                 unplaced.clear();
                 queue.begin_survey();
             }
@@ -390,7 +404,10 @@ impl Delivery {
                             self.schedule(reign, &mut scheduler, &queue, &message, unplaced, |_| true);
                         }
                     }
-                    Change::Left(id) => removed.push((Service::Qmgr, format!("{id}: removed"))),
+                    Change::Left(id) => {
+                        lock(&self.held).remove(&id);
+                        removed.push((Service::Qmgr, format!("{id}: removed")));
+                    }
                     Change::Routes => {}
                 }
             }

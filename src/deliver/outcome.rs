@@ -8,6 +8,7 @@ use holdfast_cluster::{Bytes, Fence, ProposeError, Term};
 
 use super::fate::status;
 use super::leader::{Delivery, lock};
+use super::route::{is_too_old, pending_under};
 use super::settle::Settlement;
 use crate::clock;
 use crate::maillog::{Service, clean};
@@ -128,7 +129,7 @@ impl Delivery {
         let octets = notice(&setting, message, &sender.to_string(), failures, &original.unwrap_or_default());
         let envelope = Envelope {
             sender: Default::default(),
-            recipients: vec![Recipient::new(sender.clone())],
+            recipients: vec![Recipient::new(sender.clone(), true)],
             eight_bit: false,
             arrival_unix_s: now,
             confidential: message.envelope.confidential,
@@ -204,7 +205,8 @@ impl Delivery {
         let mut old = Vec::new();
         {
             let mut queue = lock(&self.queue);
-            let shortest = queue.routes().values().filter_map(|r| r.lifetime_ms).min();
+            let routes = queue.routes().values().filter_map(|entry| entry.route.as_ref());
+            let shortest = routes.filter_map(|route| route.lifetime_ms).min();
             let shortest = shortest.unwrap_or(u64::MAX).min(self.settings.lifetime_ms);
             let mut in_hand = lock(&self.in_hand);
             let mut last = None;
@@ -217,10 +219,8 @@ impl Delivery {
                 let outcomes: Vec<Outcome> = message
                     .pending()
                     .filter(|n| {
-                        let domain = message.envelope.recipients[*n as usize].address.domain();
-                        let own = queue.route(domain).and_then(|r| r.lifetime_ms);
-                        let lifetime = own.unwrap_or(self.settings.lifetime_ms);
-                        is_expired(message.id.born(), lifetime, now)
+                        let recipient = &message.envelope.recipients[*n as usize];
+                        is_too_old(&queue, message.id, recipient, self.settings.lifetime_ms, now)
                             && !self.settler.is_under_way(message.id, *n)
                             && !in_hand.contains(&(message.id, *n))
                     })
@@ -241,15 +241,69 @@ impl Delivery {
             }
         }
         for (message, outcomes) in old {
-            self.log_outcomes(&message, &outcomes, 0, "none", Default::default());
             let line = format!(
                 "{}: from=<{}>, status=expired, returned to sender",
                 message.id, message.envelope.sender
             );
-            let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
-            self.settle_with_notice(&message, outcomes, 0, None, Fence::Term(term)).await;
-            self.let_go(message.id, &recipients);
+            self.give_up(term, &message, outcomes).await;
             self.log.line(0, Service::Qmgr, line);
         }
+    }
+
+    /// Ends recipients that this leader took in hand and decided about, with a notice.
+    async fn give_up(&self, term: Term, message: &Message, outcomes: Vec<Outcome>) {
+        self.log_outcomes(message, &outcomes, 0, "none", Default::default());
+        let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
+        self.settle_with_notice(message, outcomes, 0, None, Fence::Term(term)).await;
+        self.let_go(message.id, &recipients);
+    }
+
+    /// Returns to their senders the recipients of these messages that stand under a route, but for those that a connection has in
+    /// hand. Only a leader may; how many recipients it gave up.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotTaken`] if this node does not lead, or no more.
+    pub async fn bounce(self: &Arc<Self>, route: &str, ids: &[MessageId]) -> Result<usize, ProposeError> {
+        let term = self.cluster.leading().ok_or(ProposeError::NotTaken)?;
+        let mut count = 0;
+        for ids in ids.chunks(READ_MAX) {
+            if self.cluster.permit().is_none_or(|p| p.term() != term) {
+                return Err(ProposeError::NotTaken);
+            }
+            let taken = self.take_under(route, ids);
+            count += taken.iter().map(|(_, outcomes)| outcomes.len()).sum::<usize>();
+            // To its end, also if the operator has gone: what is taken in hand is let go of.
+            let this = self.clone();
+            let given_up = tokio::spawn(async move {
+                for (message, outcomes) in taken {
+                    this.give_up(term, &message, outcomes).await;
+                }
+            });
+            given_up.await.map_err(|_| ProposeError::OutcomeUnknown)?;
+        }
+        Ok(count)
+    }
+
+    /// Takes in hand what stands under a route and nobody else has.
+    fn take_under(&self, route: &str, ids: &[MessageId]) -> Vec<(Arc<Message>, Vec<Outcome>)> {
+        let mut queue = lock(&self.queue);
+        let mut in_hand = lock(&self.in_hand);
+        let mut taken = Vec::new();
+        for id in ids {
+            let Some(message) = queue.message(*id) else { continue };
+            let free = |n: &u16| !self.settler.is_under_way(*id, *n) && !in_hand.contains(&(*id, *n));
+            let outcomes: Vec<Outcome> = pending_under(&queue, &message, route)
+                .filter(free)
+                .map(|recipient| {
+                    let reply = format!("5.4.4 mail for {route} is no longer taken here");
+                    Outcome { id: *id, recipient, fate: Fate::Failed, reply }
+                })
+                .collect();
+            if !outcomes.is_empty() && queue.open(*id).is_some() {
+                in_hand.extend(outcomes.iter().map(|o| (o.id, o.recipient)));
+                taken.push((message, outcomes));
+            }
+        }
+        taken
     }
 }

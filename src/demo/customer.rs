@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::TlsMin;
 use crate::pki::smtp_tls;
+use crate::queue::command::TlsMin;
 use crate::smtp::data::Decoder;
 
 /// Its certificate.

@@ -8,10 +8,10 @@ use holdfast_cluster::{
     Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Reading, Refusal, Rows, Whole,
 };
 
-use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, Route};
+use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, RouteChange};
 use super::message::{Envelope, Message, MessageId, State, Tick};
 use super::messages::{Messages, Page, Totals};
-use super::tables::Tables;
+use super::tables::{RouteEntry, Tables};
 
 /// Settled and withdrawn ids are remembered for this much cluster time. Longer than a message may be proposed again: its client
 /// is kept waiting for at most twice `accept_timeout`, which the node file bounds to [`ACCEPT_TIMEOUT_MAX_MS`].
@@ -110,19 +110,15 @@ impl Queue {
     }
 
     /// All routes.
-    pub fn routes(&self) -> &BTreeMap<String, Route> {
+    pub fn routes(&self) -> &BTreeMap<String, RouteEntry> {
         &self.tables.routes
     }
 
-    /// The route of a domain.
-    pub fn route(&self, domain: &str) -> Option<&Route> {
-        self.route_entry(domain).map(|(_, route)| route)
-    }
-
-    /// The route of a domain with the name it stands under: its own, else that of the nearest `.parent`, else `*`.
-    pub fn route_entry(&self, domain: &str) -> Option<(&str, &Route)> {
+    /// What stands for a domain in the table of routes, and under which name: its own, else that of the nearest `.parent`, else
+    /// `*`.
+    pub fn route(&self, domain: &str) -> Option<(&str, &RouteEntry)> {
         let routes = &self.tables.routes;
-        let entry = |name: &str| routes.get_key_value(name).map(|(name, route)| (name.as_str(), route));
+        let entry = |name: &str| routes.get_key_value(name).map(|(name, entry)| (name.as_str(), entry));
         if let Some(found) = entry(domain) {
             return Some(found);
         }
@@ -402,6 +398,19 @@ impl Queue {
         Ok(Answer::Done)
     }
 
+    fn route_changed(&mut self, domain: String, change: RouteChange) {
+        let since = self.tables.now;
+        let route = match change {
+            RouteChange::Set(route) => Some(route),
+            RouteChange::Hold => None,
+            RouteChange::Remove => {
+                self.tables.routes.remove(&domain);
+                return;
+            }
+        };
+        self.tables.routes.insert(domain, RouteEntry { route, since });
+    }
+
     fn tick(&mut self, now: Tick, erase: &mut Vec<LogIndex>) {
         self.tables.now = self.tables.now.max(now);
         let horizon = self.tables.now.0.saturating_sub(WINDOW_MS);
@@ -441,11 +450,8 @@ impl Machine for Queue {
                 self.tick(now, &mut erase);
                 Answer::Done
             }
-            Ok(Command::Route { domain, route }) => {
-                match route {
-                    Some(route) => drop(self.tables.routes.insert(domain, route)),
-                    None => drop(self.tables.routes.remove(&domain)),
-                }
+            Ok(Command::Route { domain, change }) => {
+                self.route_changed(domain, change);
                 self.note(Change::Routes);
                 Answer::Done
             }

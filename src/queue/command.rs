@@ -3,6 +3,7 @@
 
 use bincode::{Decode, Encode};
 use holdfast_storage::codec::{CodecError, decode, encode};
+use serde::{Deserialize, Serialize};
 
 use super::message::{Envelope, MessageId, Tick};
 
@@ -65,8 +66,35 @@ pub struct Route {
     pub hosts: Vec<(String, u16)>,
     /// How TLS is used.
     pub tls: TlsPolicy,
+    /// The oldest TLS version that is used.
+    pub tls_min: TlsMin,
     /// Its own lifetime in milliseconds.
     pub lifetime_ms: Option<u64>,
+}
+
+/// What becomes of a domain's route.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum RouteChange {
+    /// Its mail goes there from now on.
+    Set(Route),
+    /// It is gone; mail that waits for it is held until there is one again.
+    Hold,
+    /// It is gone, and so is what held its mail.
+    Remove,
+}
+
+/// The oldest version of TLS that is used. Older ones than 1.2 are not to be used (RFC 8996).
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Encode, Decode, Serialize, Deserialize,
+)]
+pub enum TlsMin {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// How TLS is used on the way out.
@@ -81,6 +109,8 @@ pub enum TlsPolicy {
     Require,
     /// Always, with a certificate for the host's name; deferred otherwise.
     Verify,
+    /// Always, with a certificate that secure TLSA records of the host vouch for (RFC 7672); deferred otherwise.
+    Dane,
 }
 
 impl TlsPolicy {
@@ -91,14 +121,20 @@ impl TlsPolicy {
             TlsPolicy::Opportunistic => "opportunistic",
             TlsPolicy::Require => "require",
             TlsPolicy::Verify => "verify",
+            TlsPolicy::Dane => "dane",
         }
     }
 
     /// Reads the word of the command line.
     pub fn parse(word: &str) -> Option<TlsPolicy> {
-        [TlsPolicy::None, TlsPolicy::Opportunistic, TlsPolicy::Require, TlsPolicy::Verify]
-            .into_iter()
-            .find(|policy| policy.word() == word)
+        const ALL: [TlsPolicy; 5] = [
+            TlsPolicy::None,
+            TlsPolicy::Opportunistic,
+            TlsPolicy::Require,
+            TlsPolicy::Verify,
+            TlsPolicy::Dane,
+        ];
+        ALL.into_iter().find(|policy| policy.word() == word)
     }
 }
 
@@ -142,12 +178,12 @@ pub enum Command {
         /// What it is now, at least.
         now: Tick,
     },
-    /// Sets or removes a route.
+    /// Changes a route.
     Route {
         /// The domain, `.domain` for its subdomains, or `*`.
         domain: String,
-        /// `None` removes it.
-        route: Option<Route>,
+        /// What becomes of it.
+        change: RouteChange,
     },
 }
 

@@ -58,8 +58,8 @@ mod tests {
     use crate::smtp::address::{Mailbox, ReversePath};
 
     fn envelope(recipients: usize) -> Envelope {
-        let recipients =
-            (0..recipients).map(|n| Recipient::new(Mailbox::parse(&format!("r{n}@d.example")).unwrap()));
+        let recipients = (0..recipients)
+            .map(|n| Recipient::new(Mailbox::parse(&format!("r{n}@d.example")).unwrap(), false));
         let sender = ReversePath(Some(Mailbox::parse("s@o.example").unwrap()));
         Envelope {
             sender,
@@ -221,12 +221,14 @@ mod tests {
         let route = crate::queue::command::Route {
             hosts: vec![("h".into(), 25)],
             tls: Default::default(),
+            tls_min: Default::default(),
             lifetime_ms: None,
         };
         for domain in ["*", "a.example", ".b.example"] {
-            w.apply(Command::Route { domain: domain.into(), route: Some(route.clone()) }, 0);
+            let change = crate::queue::command::RouteChange::Set(route.clone());
+            w.apply(Command::Route { domain: domain.into(), change }, 0);
         }
-        let name = |domain| w.queue.route_entry(domain).map(|(name, _)| name.to_string());
+        let name = |domain| w.queue.route(domain).map(|(name, _)| name.to_string());
         assert_eq!(name("a.example").as_deref(), Some("a.example"));
         assert_eq!(name("x.b.example").as_deref(), Some(".b.example"));
         assert_eq!(name("b.example").as_deref(), Some("*"));

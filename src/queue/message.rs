@@ -97,12 +97,15 @@ pub struct Recipient {
     pub attempts: u32,
     /// The last reply or failure.
     pub last_reply: String,
+    /// Whether it was taken wherever it may go, as from a listed network or as a notice of ours. Any other was taken for its
+    /// route's sake, and is held if that is gone: its domain's MX may well be us.
+    pub anywhere: bool,
 }
 
 impl Recipient {
     /// A recipient that nothing was done for.
-    pub fn new(address: Mailbox) -> Recipient {
-        Recipient { address, state: State::Pending, attempts: 0, last_reply: String::new() }
+    pub fn new(address: Mailbox, anywhere: bool) -> Recipient {
+        Recipient { address, state: State::Pending, attempts: 0, last_reply: String::new(), anywhere }
     }
 }
 

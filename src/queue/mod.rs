@@ -14,3 +14,4 @@ pub use apply::{Change, Queue};
 pub use command::Command;
 pub use message::{Message, MessageId};
 pub use messages::{Page, Totals};
+pub use tables::RouteEntry;

@@ -9,6 +9,15 @@ use super::apply::Pieces;
 use super::command::{FEATURE, Route};
 use super::message::{Message, MessageId, Tick};
 
+/// What stands under a domain in the table of routes.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct RouteEntry {
+    /// The route. `None` if it was removed and mail that waited for it is held.
+    pub route: Option<Route>,
+    /// Since when it is so.
+    pub since: Tick,
+}
+
 /// The small tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub(super) struct Tables {
@@ -16,7 +25,7 @@ pub(super) struct Tables {
     pub(super) now: Tick,
     /// Ids that left the queue not long ago; true if withdrawn.
     pub(super) window: BTreeMap<MessageId, bool>,
-    pub(super) routes: BTreeMap<String, Route>,
+    pub(super) routes: BTreeMap<String, RouteEntry>,
     pub(super) pieces: BTreeMap<MessageId, Pieces>,
 }
 

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
 use super::intake::{Intake, Verdict, reply};
-use super::policy::{self, Network, Refusal};
+use super::policy::{self, Network, Refusal, Right};
 use super::session::{Action, Session, Settings, Transaction, World};
 use super::trace::{self, Trace};
 use crate::clock;
@@ -83,10 +83,10 @@ struct Here<'a> {
 }
 
 impl World for Here<'_> {
-    fn recipient(&self, domain: &str) -> Result<(), Refusal> {
+    fn recipient(&self, domain: &str) -> Result<Right, Refusal> {
         let routed = {
             let queue = self.shared.intake.queue();
-            queue.route_entry(domain).is_some_and(|(key, _)| key != "*")
+            queue.route(domain).is_some_and(|(name, entry)| name != "*" && entry.route.is_some())
         };
         policy::recipient(self.peer.ip(), &self.shared.relay_networks, routed)
     }
@@ -317,8 +317,11 @@ async fn data(
             Ok(Some(reply))
         }
         Ok(Received::Whole { id, body, pieces, size, message_id }) => {
-            let recipients: Vec<Recipient> =
-                transaction.recipients.iter().cloned().map(Recipient::new).collect();
+            let recipients: Vec<Recipient> = transaction
+                .recipients
+                .iter()
+                .map(|(to, right)| Recipient::new(to.clone(), *right == Right::Anywhere))
+                .collect();
             let count = recipients.len();
             let envelope = Envelope {
                 sender: transaction.sender.clone(),
@@ -407,7 +410,7 @@ struct Incoming {
 impl Incoming {
     fn new(shared: &Shared, client: &Client, transaction: &Transaction) -> Incoming {
         let only = match &transaction.recipients[..] {
-            [one] => Some(one.to_string()),
+            [(one, _)] => Some(one.to_string()),
             _ => None,
         };
         let (settings, tls, address) = (shared.settings.clone(), client.tls.clone(), client.peer.ip());

@@ -45,6 +45,15 @@ impl Network {
     }
 }
 
+/// By what right a recipient is taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Right {
+    /// It may go anywhere: the client is of a listed network, or the recipient is our postmaster.
+    Anywhere,
+    /// Its domain has a route.
+    Route,
+}
+
 /// Why a recipient is not taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refusal {
@@ -54,11 +63,11 @@ pub enum Refusal {
 
 /// Whether a recipient of `domain` is taken from a client. `routed` says whether the domain itself has a route; the route
 /// `*` is for listed networks only, since with it alone everybody could send everywhere.
-pub fn recipient(client: IpAddr, relay_networks: &[Network], routed: bool) -> Result<(), Refusal> {
-    if routed || relay_networks.iter().any(|network| network.contains(client)) {
-        Ok(())
-    } else {
-        Err(Refusal::Relaying)
+pub fn recipient(client: IpAddr, relay_networks: &[Network], routed: bool) -> Result<Right, Refusal> {
+    match (relay_networks.iter().any(|network| network.contains(client)), routed) {
+        (true, _) => Ok(Right::Anywhere),
+        (false, true) => Ok(Right::Route),
+        (false, false) => Err(Refusal::Relaying),
     }
 }
 
@@ -84,7 +93,7 @@ mod tests {
         let stranger = "192.0.2.1".parse().unwrap();
         let friends = [Network::parse("192.0.2.0/30").unwrap()];
         assert_eq!(recipient(stranger, &[], false), Err(Refusal::Relaying));
-        assert_eq!(recipient(stranger, &[], true), Ok(()));
-        assert_eq!(recipient(stranger, &friends, false), Ok(()));
+        assert_eq!(recipient(stranger, &[], true), Ok(Right::Route));
+        assert_eq!(recipient(stranger, &friends, false), Ok(Right::Anywhere));
     }
 }

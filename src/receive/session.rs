@@ -11,7 +11,7 @@
 //! RSET leads from any state but connected to greeted. A state owns what only it has: without a reverse-path there are no
 //! recipients. A session that ends in any state before the reply to its data leaves nothing behind.
 
-use super::policy::Refusal;
+use super::policy::{Refusal, Right};
 use crate::queue::command::RECIPIENTS_MAX;
 use crate::smtp::address::{BadAddress, Mailbox, ReversePath};
 use crate::smtp::command::{self, BadCommand, BodyType, Command, Recipient};
@@ -37,8 +37,8 @@ pub struct Settings {
 
 /// What the edge knows when a line comes in.
 pub trait World {
-    /// Whether a recipient of this domain is taken.
-    fn recipient(&self, domain: &str) -> Result<(), Refusal>;
+    /// By what right a recipient of this domain is taken, if it is.
+    fn recipient(&self, domain: &str) -> Result<Right, Refusal>;
     /// Why no mail is taken now, if so: said at MAIL.
     fn not_accepting(&self) -> Option<Reply>;
 }
@@ -50,8 +50,8 @@ pub struct Transaction {
     pub helo: (String, bool),
     /// Where it comes from.
     pub sender: ReversePath,
-    /// Whom it is for.
-    pub recipients: Vec<Mailbox>,
+    /// Whom it is for, and by what right.
+    pub recipients: Vec<(Mailbox, Right)>,
     /// Whether `BODY=8BITMIME` was declared.
     pub eight_bit: bool,
     /// The declared size.
@@ -80,7 +80,7 @@ enum State {
     Mail {
         helo: (String, bool),
         sender: ReversePath,
-        recipients: Vec<Mailbox>,
+        recipients: Vec<(Mailbox, Right)>,
         refused: bool,
         eight_bit: bool,
         size: Option<u64>,
@@ -261,10 +261,10 @@ impl Session {
         if recipients.len() >= RECIPIENTS_MAX {
             return (Reply::new(452, "4.5.3", "Error: too many recipients"), Action::Continue);
         }
-        let mailbox = match recipient {
-            Recipient::Postmaster => self.settings.postmaster.clone(),
+        let (mailbox, right) = match recipient {
+            Recipient::Postmaster => (self.settings.postmaster.clone(), Right::Anywhere),
             Recipient::Mailbox(mailbox) => match world.recipient(mailbox.domain()) {
-                Ok(()) => mailbox,
+                Ok(right) => (mailbox, right),
                 Err(Refusal::Relaying) => {
                     *refused = true;
                     let text = format!("<{mailbox}>: Relay access denied");
@@ -272,8 +272,8 @@ impl Session {
                 }
             },
         };
-        if !recipients.contains(&mailbox) {
-            recipients.push(mailbox);
+        if recipients.iter().all(|(known, _)| *known != mailbox) {
+            recipients.push((mailbox, right));
         }
         (Reply::new(250, "2.1.5", "Ok"), Action::Continue)
     }
@@ -301,8 +301,8 @@ mod tests {
     struct Open;
 
     impl World for Open {
-        fn recipient(&self, domain: &str) -> Result<(), Refusal> {
-            if domain == "routed.example" { Ok(()) } else { Err(Refusal::Relaying) }
+        fn recipient(&self, domain: &str) -> Result<Right, Refusal> {
+            if domain == "routed.example" { Ok(Right::Route) } else { Err(Refusal::Relaying) }
         }
 
         fn not_accepting(&self) -> Option<Reply> {
