@@ -59,6 +59,9 @@ pub struct Config {
     /// Delivery.
     #[serde(default)]
     pub delivery: Delivery,
+    /// Looking names up.
+    #[serde(default)]
+    pub dns: Dns,
     /// The data directory's files.
     #[serde(default)]
     pub storage: Storage,
@@ -187,6 +190,9 @@ pub struct Listener {
     /// The oldest TLS version that it takes.
     #[serde(default)]
     pub tls_min: TlsMin,
+    /// Load balancers: connections from these networks begin with a PROXY header, which says who the client is.
+    #[serde(default)]
+    pub proxy_from: Vec<String>,
     /// Networks that may send anywhere through it.
     #[serde(default)]
     pub relay_networks: Vec<String>,
@@ -261,6 +267,16 @@ pub struct Delivery {
     pub connect_timeout: Span,
     /// How long to wait for the reply to the final dot; others wait half as long.
     pub reply_timeout: Span,
+}
+
+/// `[dns]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dns {
+    /// Name servers, `ADDRESS` or `ADDRESS:PORT`; empty for those of the machine.
+    pub servers: Vec<String>,
+    /// A file of DNSKEY records that DNSSEC begins with; empty for the keys of the root that are built in.
+    pub trust_anchor: PathBuf,
 }
 
 /// `[storage]`
@@ -429,7 +445,7 @@ impl Config {
     }
 
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Config { node, cluster, smtp, admin, .. } = self;
+        let Config { node, cluster, smtp, admin, dns, .. } = self;
         let own = [
             &mut node.data_dir,
             &mut cluster.ca,
@@ -441,11 +457,12 @@ impl Config {
         ];
         let tls = smtp.tls_cert.iter_mut().chain(&mut smtp.tls_key);
         let listeners = smtp.listener.iter_mut().flat_map(|l| l.tls_cert.iter_mut().chain(&mut l.tls_key));
-        own.into_iter().chain(tls).chain(listeners)
+        let anchor = Some(&mut dns.trust_anchor).filter(|path| !path.as_os_str().is_empty());
+        own.into_iter().chain(tls).chain(listeners).chain(anchor)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
-        let Config { node, cluster, smtp, queue, delivery, storage, .. } = self;
+        let Config { node, cluster, smtp, queue, delivery, dns, storage, .. } = self;
         let bad = |key, what: &str| Err((key, what.to_string()));
         if !(1..=255).contains(&node.id) {
             return bad("node.id", "must be 1 to 255");
@@ -502,6 +519,7 @@ impl Config {
         networks("smtp.relay_networks", &smtp.relay_networks)?;
         for listener in &smtp.listener {
             networks("listener.relay_networks", &listener.relay_networks)?;
+            networks("listener.proxy_from", &listener.proxy_from)?;
             let own = listener.tls_cert.is_some();
             if own != listener.tls_key.is_some() {
                 return bad("listener.tls_cert", "tls_cert and tls_key go together");
@@ -521,6 +539,9 @@ impl Config {
         }
         if delivery.max_connections_per_destination == 0 || delivery.max_connections == 0 {
             return bad("delivery.max_connections", "must not be zero");
+        }
+        if let Some(text) = dns.servers.iter().find(|text| name_server(text).is_none()) {
+            return bad("dns.servers", &format!("`{text}` is not ADDRESS or ADDRESS:PORT"));
         }
         if !(4 << 20..=1 << 30).contains(&storage.segment_bytes.0) {
             return bad("storage.segment_bytes", "must be 4MiB to 1GiB");
@@ -567,6 +588,12 @@ impl From<Place> for Placement {
     fn from(place: Place) -> Placement {
         Placement { datacenter: place.datacenter, power: place.power, network: place.network }
     }
+}
+
+/// Reads `ADDRESS` or `ADDRESS:PORT` of a name server; the port is 53 unless said.
+pub fn name_server(text: &str) -> Option<SocketAddr> {
+    let plain = || text.parse().ok().map(|ip: std::net::IpAddr| SocketAddr::new(ip, 53));
+    text.parse().ok().or_else(plain)
 }
 
 fn networks(key: &'static str, list: &[String]) -> Result<(), (&'static str, String)> {
@@ -616,7 +643,7 @@ mod tests {
         keys("", &toml::from_str::<toml::Value>(&reference.effective()).unwrap(), &mut known);
         assert_eq!(written, known, "reference.toml and the settings differ");
         // What is left out has the value that the reference shows.
-        for section in ["queue", "delivery", "storage", "log"] {
+        for section in ["queue", "delivery", "dns", "storage", "log"] {
             let mut table: toml::Table = toml::from_str(REFERENCE).unwrap();
             let shown = table.remove(section).unwrap();
             let without = parse(&toml::to_string(&table).unwrap()).unwrap();

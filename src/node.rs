@@ -17,6 +17,7 @@ use crate::admin::server::{self as admin_server, Admin};
 use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
 use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
+use crate::deliver::resolve::Resolve;
 use crate::deliver::tls::ClientTls;
 use crate::maillog::{MailLog, Service};
 use crate::pki::{self, MailCertificate};
@@ -190,13 +191,14 @@ fn delivery(
         connections_max: d.max_connections_per_destination,
         probe: Backoff { min_ms: d.probe_min.ms(), max_ms: d.probe_max.ms() },
     };
+    let resolve = Resolve::new(&config.dns).context("[dns]")?;
     let settings = DeliverySettings {
         hostname: config.smtp.hostname.clone(),
         lifetime_ms: config.queue.lifetime.ms(),
         retry: Backoff { min_ms: d.retry_min.ms(), max_ms: d.retry_max.ms() },
         limits: schedule::Limits { connections_max: d.max_connections, pace },
     };
-    Ok(Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), dialer, settings))
+    Ok(Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), dialer, resolve, settings))
 }
 
 /// The listeners for mail, each with what its sessions share, and their certificates.
@@ -222,25 +224,27 @@ fn doors(
         }))
     };
     let own_tls = tls(&smtp.tls_cert, &smtp.tls_key, TlsMin::default())?;
-    let door = |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String]| Shared {
-        settings: Arc::new(SessionSettings {
-            hostname: smtp.hostname.clone(),
-            postmaster: postmaster.clone(),
-            message_bytes_max: smtp.max_message_bytes.0,
-            starttls: tls.is_some() && mode != ListenerTls::Implicit,
-            require_tls: mode == ListenerTls::Require,
-        }),
-        relay_networks: parse_networks(networks),
-        tls,
-        implicit_tls: mode == ListenerTls::Implicit,
-        intake: intake.clone(),
-        log: log.clone(),
-        idle_timeout: smtp.idle_timeout.0,
-        draining: drains.clone(),
-    };
+    let door =
+        |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String], balancers: &[String]| Shared {
+            settings: Arc::new(SessionSettings {
+                hostname: smtp.hostname.clone(),
+                postmaster: postmaster.clone(),
+                message_bytes_max: smtp.max_message_bytes.0,
+                starttls: tls.is_some() && mode != ListenerTls::Implicit,
+                require_tls: mode == ListenerTls::Require,
+            }),
+            relay_networks: parse_networks(networks),
+            proxy_from: parse_networks(balancers),
+            tls,
+            implicit_tls: mode == ListenerTls::Implicit,
+            intake: intake.clone(),
+            log: log.clone(),
+            idle_timeout: smtp.idle_timeout.0,
+            draining: drains.clone(),
+        };
     let mut doors = Vec::new();
     for address in &smtp.listen {
-        doors.push((*address, door(own_tls.clone(), ListenerTls::Opportunistic, &smtp.relay_networks)));
+        doors.push((*address, door(own_tls.clone(), ListenerTls::Opportunistic, &smtp.relay_networks, &[])));
     }
     for l in &smtp.listener {
         let (cert, key) = match &l.tls_cert {
@@ -248,7 +252,7 @@ fn doors(
             None => (&smtp.tls_cert, &smtp.tls_key),
         };
         let tls = tls(cert, key, l.tls_min).with_context(|| format!("listener {}", l.name))?;
-        doors.push((l.address, door(tls, l.tls, &l.relay_networks)));
+        doors.push((l.address, door(tls, l.tls, &l.relay_networks, &l.proxy_from)));
     }
     Ok(Doors { listeners: doors, certificates })
 }

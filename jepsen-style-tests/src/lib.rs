@@ -8,6 +8,7 @@ pub mod checker;
 pub mod customer;
 pub mod disk;
 pub mod history;
+pub mod knot;
 pub mod nodes;
 pub mod postfix;
 pub mod sender;

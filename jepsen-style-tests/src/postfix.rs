@@ -1,5 +1,5 @@
-//! Debian's Postfix as a stranger on the sending side: an instance of its own in a temporary directory, which relays everything to
-//! one address.
+//! Debian's Postfix as a stranger on either side: an instance of its own in a temporary directory, which relays everything to one
+//! address, or takes everything over STARTTLS.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,6 +20,30 @@ impl Postfix {
     /// # Panics
     /// If it does not start. That takes root, as its master does.
     pub fn start(port: u16, relay: &str) -> Option<Postfix> {
+        let (host, relay_port) = relay.rsplit_once(':').expect("HOST:PORT");
+        Postfix::start_with(
+            port,
+            &format!(
+                "relayhost = [{host}]:{relay_port}\nsmtp_tls_security_level = may\nsmtp_tls_loglevel = 1\n"
+            ),
+        )
+    }
+
+    /// Starts an instance that takes everything and throws it away, with STARTTLS and no later TLS version than 1.2.
+    ///
+    /// # Panics
+    /// See [`Postfix::start`].
+    pub fn start_as_customer(port: u16, cert: &str, key: &str) -> Option<Postfix> {
+        Postfix::start_with(
+            port,
+            &format!(
+                "default_transport = discard:\nsmtpd_tls_security_level = may\nsmtpd_tls_cert_file = {cert}\n\
+                 smtpd_tls_key_file = {key}\nsmtpd_tls_protocols = <=TLSv1.2\n"
+            ),
+        )
+    }
+
+    fn start_with(port: u16, settings: &str) -> Option<Postfix> {
         let postfix = program("postfix")?;
         let dir = tempfile::Builder::new().prefix("holdfast-postfix-").tempdir().expect("a directory");
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -28,13 +52,11 @@ impl Postfix {
             run(Command::new("chmod").args(["755", &at(name)]));
         }
         run(Command::new("chown").args(["postfix", &at("data")]));
-        let (host, relay_port) = relay.rsplit_once(':').expect("HOST:PORT");
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {}\ndata_directory = {}\nmaillog_file = {}\n\
              maillog_file_prefixes = {}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n\
              myhostname = sender.example\nmydestination =\nlocal_recipient_maps =\nalias_maps =\nalias_database =\n\
-             mynetworks = 127.0.0.0/8\nrelayhost = [{host}]:{relay_port}\nsmtp_dns_support_level = disabled\n\
-             smtp_host_lookup = native\nsmtp_tls_security_level = may\nsmtp_tls_loglevel = 1\n\
+             mynetworks = 127.0.0.0/8\nsmtp_dns_support_level = disabled\nsmtp_host_lookup = native\n{settings}\
              smtpd_peername_lookup = no\nminimal_backoff_time = 1s\nmaximal_backoff_time = 2s\nqueue_run_delay = 1s\n",
             at("spool"),
             at("data"),

@@ -160,3 +160,65 @@ fn swaks_over_starttls() {
     assert!(String::from_utf8_lossy(&taken[0].octets).contains("with ESMTPS id"));
     assert!(nodes.maillog(3).contains("Anonymous TLS connection established from"));
 }
+
+/// Behind a load balancer the client is whom the PROXY header names: for the log, the trace header and the right to relay. Who is
+/// not a load balancer of ours has no say in it.
+#[test]
+fn swaks_with_proxy_headers() {
+    let Some(swaks) = program("swaks") else { return };
+    let customer = Customer::start();
+    let mut nodes = Nodes::prepare(|_, text| text);
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (balanced, strict) = (free(), free());
+    let file = nodes.config(1);
+    let text = std::fs::read_to_string(&file).unwrap()
+        + &format!(
+            "\n[[smtp.listener]]\nname = \"balanced\"\naddress = \"{balanced}\"\nproxy_from = [\"127.0.0.0/8\"]\n\
+             relay_networks = [\"192.0.2.0/24\"]\n\n\
+             [[smtp.listener]]\nname = \"strict\"\naddress = \"{strict}\"\nproxy_from = [\"203.0.113.0/24\"]\n\
+             relay_networks = [\"192.0.2.0/24\"]\n"
+        );
+    std::fs::write(&file, text).unwrap();
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.route("*", customer.address());
+    let run = |server: &str, version: &str, source: &str, to: &str| {
+        let family = if version == "1" { "TCP4" } else { "AF_INET" };
+        let output = Command::new(&swaks)
+            .args(["--server", server, "--from", "a@b.example", "--to", to, "--body", "hello"])
+            .args(["--proxy-version", version, "--proxy-family", family, "--proxy-source", source])
+            .args(["--proxy-source-port", "12345", "--proxy-dest", "127.0.0.1", "--proxy-dest-port", "25"])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let balanced = balanced.to_string();
+    for (version, source, to, good) in [
+        ("1", "192.0.2.7", "u@anywhere.example", true),
+        ("2", "192.0.2.8", "u@anywhere.example", true),
+        ("1", "198.51.100.1", "u@test.example", true),
+        // Neither the load balancer's address nor its network counts.
+        ("2", "198.51.100.2", "u@anywhere.example", false),
+    ] {
+        let output = run(&balanced, version, source, to);
+        assert_eq!(output.0, good, "{version} {source}: {}", output.1);
+        assert!(nodes.maillog(1).contains(&format!("connect from unknown[{source}]")), "{}", output.1);
+    }
+    let (taken, said) = run(&strict.to_string(), "1", "192.0.2.9", "u@anywhere.example");
+    assert!(!taken, "a stranger's header counts for nothing: {said}");
+    assert!(!nodes.maillog(1).contains("192.0.2.9"));
+    nodes.wait_drained(Duration::from_secs(20));
+    let traces: Vec<String> =
+        customer.taken().iter().map(|t| String::from_utf8_lossy(&t.octets).into_owned()).collect();
+    assert_eq!(traces.len(), 3);
+    for source in ["192.0.2.7", "192.0.2.8", "198.51.100.1"] {
+        assert!(traces.iter().any(|t| t.contains(&format!("[{source}]"))), "{source} in {traces:?}");
+    }
+    // From a load balancer a connection without a header is closed.
+    let mut silent = std::net::TcpStream::connect(&balanced).unwrap();
+    std::io::Write::write_all(&mut silent, b"EHLO client.example\r\n").unwrap();
+    let mut rest = Vec::new();
+    drop(std::io::Read::read_to_end(&mut silent, &mut rest));
+    assert_eq!(rest, b"", "not a word");
+}

@@ -15,9 +15,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::resolve::Host;
-use super::tls::ClientTls;
+use super::tls::{ClientTls, Trust};
 use crate::pki;
-use crate::queue::command::TlsPolicy;
+use crate::queue::command::{TlsMin, TlsPolicy};
 use crate::smtp::reply::Received;
 
 /// How connections are made.
@@ -73,7 +73,7 @@ impl Dialer {
     ///
     /// # Errors
     /// [`Broken`] with the reason, which is never a reason to give mail up.
-    pub async fn open(&self, host: &Host, policy: TlsPolicy) -> Result<Connection, Broken> {
+    pub async fn open(&self, host: &Host, policy: TlsPolicy, oldest: TlsMin) -> Result<Connection, Broken> {
         let connection = self.greet(host).await?;
         if policy == TlsPolicy::None || policy == TlsPolicy::Opportunistic && !connection.starttls {
             return Ok(connection);
@@ -81,11 +81,15 @@ impl Dialer {
         if !connection.starttls {
             return Err(broken("4.7.4", format!("TLS is required, but {} does not offer it", host.name)));
         }
-        let config = match policy {
-            TlsPolicy::Verify => self.tls.verified.clone(),
-            _ => self.tls.any.clone(),
+        let trust = match (policy, &host.anchors) {
+            (TlsPolicy::Dane, Some(anchors)) => Trust::Dane(anchors.clone()),
+            (TlsPolicy::Dane, None) => {
+                return Err(broken("4.7.5", format!("{} has no secure, usable TLSA record", host.name)));
+            }
+            (TlsPolicy::Verify, _) => Trust::WebPki,
+            _ => Trust::Any,
         };
-        let encrypted = connection.encrypt(config, self).await;
+        let encrypted = connection.encrypt(&trust, oldest, self).await;
         match encrypted {
             Ok(connection) => Ok(connection),
             Err(why) if policy == TlsPolicy::Opportunistic => {
@@ -158,17 +162,18 @@ impl Connection {
         Ok(())
     }
 
-    async fn encrypt(
-        mut self,
-        config: std::sync::Arc<rustls::ClientConfig>,
-        dialer: &Dialer,
-    ) -> Result<Connection, Broken> {
+    async fn encrypt(mut self, trust: &Trust, oldest: TlsMin, dialer: &Dialer) -> Result<Connection, Broken> {
         self.send(b"STARTTLS\r\n").await?;
         let reply = self.reply(dialer.reply_timeout / 2).await?;
         if reply.code != 220 {
             return Err(broken("4.7.4", format!("STARTTLS was answered with {}", reply.one_line())));
         }
-        let name = ServerName::try_from(self.host.name.clone())
+        let config = dialer.tls.config(trust, oldest).map_err(|e| broken("4.7.5", format!("TLS: {e}")))?;
+        let name = match trust {
+            Trust::Dane(anchors) => anchors.name(),
+            _ => self.host.name.as_str(),
+        };
+        let name = ServerName::try_from(name.to_owned())
             .unwrap_or_else(|_| ServerName::from(self.host.address.ip()));
         let handshake = TlsConnector::from(config).connect(name, self.stream);
         let stream = timeout(dialer.connect_timeout, handshake)

@@ -19,7 +19,7 @@ use super::settle::{Settlement, Settler};
 use super::transaction::{End, Means, run};
 use crate::clock;
 use crate::maillog::{MailLog, Service};
-use crate::queue::command::{Command, Fate, Outcome};
+use crate::queue::command::{Command, Fate, Outcome, TlsPolicy};
 use crate::queue::message::Tick;
 use crate::queue::retry::Backoff;
 use crate::queue::{Change, Message, MessageId, Queue};
@@ -112,6 +112,7 @@ impl Delivery {
         log: Arc<MailLog>,
         intake: Arc<Intake>,
         dialer: Dialer,
+        resolve: Resolve,
         settings: Settings,
     ) -> Delivery {
         Delivery {
@@ -121,7 +122,7 @@ impl Delivery {
             log,
             intake,
             dialer,
-            resolve: Resolve::new(),
+            resolve,
             settings,
             sessions: AtomicU64::new(1),
             open: AtomicUsize::new(0),
@@ -458,8 +459,8 @@ impl Delivery {
     /// Connects to a destination's first host that answers.
     async fn connect(&self, target: &Target) -> Result<Connection, NoHost> {
         let mut last = Broken("4.4.1 no host".into());
-        for host in self.resolve.hosts(&target.way).await? {
-            match self.dialer.open(&host, target.tls).await {
+        for host in self.resolve.hosts(&target.way, target.tls).await? {
+            match self.dialer.open(&host, target.tls, target.tls_min).await {
                 Ok(connection) => return Ok(connection),
                 Err(why) => last = why,
             }
@@ -490,8 +491,8 @@ impl Delivery {
         let mut setup = clock::now().duration_since(connecting);
         if let Some(tls) = &connection.tls {
             let host = &connection.host;
-            let trust =
-                if target.tls == crate::queue::command::TlsPolicy::Verify { "Verified" } else { "Untrusted" };
+            let vouched_for = matches!(target.tls, TlsPolicy::Verify | TlsPolicy::Dane);
+            let trust = if vouched_for { "Verified" } else { "Untrusted" };
             let line = format!(
                 "{trust} TLS connection established to {}[{}]:{}: {tls}",
                 host.name,

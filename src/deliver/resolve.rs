@@ -1,17 +1,28 @@
-//! The `Resolver` edge: from a host or a domain to addresses (RFC 5321 §5.1, RFC 7505), by hickory.
+//! The `Resolver` edge: from a host or a domain to addresses (RFC 5321 §5.1, RFC 7505), by hickory; and to TLSA records that are
+//! secure (RFC 7672).
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use anyhow::Context;
 use hickory_resolver::TokioResolver;
-use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::dnssec::TrustAnchors;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 
+use super::dane::{Anchors, Tlsa};
 use super::route::Way;
 use crate::clock;
+use crate::config::{Dns, name_server};
+use crate::queue::command::TlsPolicy;
 
 /// Hosts that are tried for one delivery at the most.
 const HOSTS_MAX: usize = 10;
 /// Addresses of one host that are tried at the most.
 const ADDRESSES_MAX: usize = 5;
+/// Said where nothing can be looked up.
+const NO_SERVER: &str = "4.4.3 no name server is configured";
 
 /// A host to try, by its name and one address.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +31,8 @@ pub struct Host {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// What its TLSA records vouch for, if that was asked.
+    pub anchors: Option<Arc<Anchors>>,
 }
 
 /// Why there is nothing to connect to. Texts begin with an enhanced status code.
@@ -33,30 +46,71 @@ pub enum NoHost {
 
 /// Finds hosts.
 pub struct Resolve {
-    resolver: Option<TokioResolver>,
+    plain: Option<TokioResolver>,
+    /// Checks signatures (RFC 4035) and says of each record whether it is secure.
+    validating: Option<TokioResolver>,
 }
 
-impl Default for Resolve {
-    fn default() -> Resolve {
-        Resolve::new()
-    }
+/// Records of one name and type.
+struct Found {
+    records: Vec<(String, RData)>,
+    /// Whether each of them is signed, up to the trust anchor.
+    secure: bool,
+}
+
+enum Nothing {
+    /// The name does not exist.
+    NoName,
+    /// The name has none of this type.
+    NoRecords,
+    Failed(String),
 }
 
 impl Resolve {
-    /// With the system's settings. Without any, only address literals and `localhost` are found.
-    pub fn new() -> Resolve {
-        let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build());
-        if let Err(e) = &resolver {
-            tracing::warn!(error = %e, "no name server is configured");
+    /// With the name servers of the settings, or else those of the machine. Without any, only address literals and `localhost` are
+    /// found.
+    ///
+    /// # Errors
+    /// If the trust anchor cannot be read.
+    pub fn new(settings: &Dns) -> anyhow::Result<Resolve> {
+        let builder = || {
+            if settings.servers.is_empty() {
+                return TokioResolver::builder_tokio().ok();
+            }
+            let server = |address: SocketAddr| {
+                let mut server = NameServerConfig::udp_and_tcp(address.ip());
+                server.connections.iter_mut().for_each(|c| c.port = address.port());
+                server
+            };
+            let servers = settings.servers.iter().filter_map(|text| name_server(text)).map(server);
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+            Some(TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()))
+        };
+        let anchors = match &settings.trust_anchor {
+            path if path.as_os_str().is_empty() => TrustAnchors::default(),
+            path => {
+                TrustAnchors::from_file(path).with_context(|| format!("trust_anchor = {}", path.display()))?
+            }
+        };
+        let plain = builder().and_then(|builder| builder.build().ok());
+        if plain.is_none() {
+            tracing::warn!("no name server is configured");
         }
-        Resolve { resolver: resolver.ok() }
+        let validating = builder().and_then(|mut builder| {
+            // What the machine's hosts file says is not signed.
+            builder.options_mut().use_hosts_file = ResolveHosts::Never;
+            builder.with_trust_anchor(Arc::new(anchors)).build().ok()
+        });
+        Ok(Resolve { plain, validating })
     }
 
-    /// The hosts of a way in the order in which they are tried.
+    /// The hosts of a way in the order in which they are tried. Under the policy `dane` those that have secure, usable TLSA
+    /// records, with these.
     ///
     /// # Errors
     /// [`NoHost`] says whether that may change.
-    pub async fn hosts(&self, way: &Way) -> Result<Vec<Host>, NoHost> {
+    pub async fn hosts(&self, way: &Way, policy: TlsPolicy) -> Result<Vec<Host>, NoHost> {
+        let dane = policy == TlsPolicy::Dane;
         let named = match way {
             Way::Hosts(hosts) => hosts.clone(),
             Way::Mx(domain) => match domain.strip_prefix('[').and_then(|d| d.strip_suffix(']')) {
@@ -67,19 +121,29 @@ impl Resolve {
                         .map_or(literal, |_| &literal[5..]);
                     vec![(literal.to_string(), 25)]
                 }
-                None => self.mx(domain).await?,
+                None => self.mx(domain, dane).await?,
             },
+        };
+        let next_hop = match way {
+            Way::Mx(domain) => Some(domain.as_str()),
+            Way::Hosts(_) => None,
         };
         let mut hosts = Vec::new();
         let mut last = NoHost::Later("4.4.3 no host".into());
         for (name, port) in named.into_iter().take(HOSTS_MAX) {
-            match self.addresses(&name).await {
-                Ok(addresses) => hosts.extend(
-                    addresses
-                        .into_iter()
-                        .take(ADDRESSES_MAX)
-                        .map(|address| Host { name: name.clone(), address: SocketAddr::new(address, port) }),
-                ),
+            let found = if dane {
+                self.with_anchors(&name, port, next_hop).await
+            } else {
+                self.addresses(&name).await.map(|addresses| (addresses, None))
+            };
+            match found {
+                Ok((addresses, anchors)) => {
+                    hosts.extend(addresses.into_iter().take(ADDRESSES_MAX).map(|address| Host {
+                        name: name.clone(),
+                        address: SocketAddr::new(address, port),
+                        anchors: anchors.clone(),
+                    }));
+                }
                 Err(why) => last = NoHost::Later(why),
             }
         }
@@ -93,29 +157,121 @@ impl Resolve {
         if name == "localhost" {
             return Ok(vec![IpAddr::from([127, 0, 0, 1])]);
         }
-        let resolver = self.resolver.as_ref().ok_or("4.4.3 no name server is configured")?;
+        let resolver = self.plain.as_ref().ok_or(NO_SERVER)?;
         let found = resolver.lookup_ip(name).await.map_err(|e| format!("4.4.3 host {name}: {e}"))?;
         let addresses: Vec<IpAddr> = found.iter().collect();
         if addresses.is_empty() { Err(format!("4.4.3 host {name} has no address")) } else { Ok(addresses) }
     }
 
-    /// MX hosts by preference, equals in any order; the domain itself if it has none (RFC 5321 §5.1).
-    async fn mx(&self, domain: &str) -> Result<Vec<(String, u16)>, NoHost> {
-        let Some(resolver) = &self.resolver else {
-            return Err(NoHost::Later("4.4.3 no name server is configured".into()));
+    /// A host's addresses and TLSA records, all of them secure (RFC 7672 §2.2). If its name is an alias and the whole way is secure,
+    /// the records of what it stands for come first, those of the alias second.
+    async fn with_anchors(
+        &self,
+        name: &str,
+        port: u16,
+        next_hop: Option<&str>,
+    ) -> Result<(Vec<IpAddr>, Option<Arc<Anchors>>), String> {
+        if name.parse::<IpAddr>().is_ok() {
+            return Err(format!("4.7.5 {name} is no name, and DANE needs one"));
+        }
+        let mut addresses = Vec::new();
+        let mut names = Vec::new();
+        let mut failed = None;
+        for kind in [RecordType::AAAA, RecordType::A] {
+            let found = match self.lookup(name, kind, true).await {
+                Ok(found) => found,
+                Err(Nothing::NoRecords) => continue,
+                Err(Nothing::NoName) => return Err(format!("4.4.3 host {name} does not exist")),
+                // Perhaps the other family is there, and its addresses are secure or not used.
+                Err(Nothing::Failed(why)) => {
+                    failed = Some(format!("4.4.3 host {name}: {why}"));
+                    continue;
+                }
+            };
+            if !found.secure {
+                return Err(format!("4.7.5 the addresses of {name} are not secured by DNSSEC"));
+            }
+            for (owner, data) in found.records {
+                let address = match data {
+                    RData::A(a) => IpAddr::V4(a.0),
+                    RData::AAAA(a) => IpAddr::V6(a.0),
+                    _ => continue,
+                };
+                addresses.push(address);
+                if !names.contains(&owner) {
+                    names.push(owner);
+                }
+            }
+        }
+        if addresses.is_empty() {
+            return Err(failed.unwrap_or_else(|| format!("4.4.3 host {name} has no address")));
+        }
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        for base in &names {
+            let found = match self.lookup(&format!("_{port}._tcp.{base}"), RecordType::TLSA, true).await {
+                Ok(found) if found.secure => found,
+                Ok(_) | Err(Nothing::NoName | Nothing::NoRecords) => continue,
+                // A failed lookup is no proof that there is none.
+                Err(Nothing::Failed(why)) => return Err(format!("4.7.5 TLSA of {base}: {why}")),
+            };
+            let tlsa = |(_, data)| match data {
+                RData::TLSA(tlsa) => Some(Tlsa {
+                    usage: tlsa.cert_usage.into(),
+                    selector: tlsa.selector.into(),
+                    matching: tlsa.matching.into(),
+                    data: tlsa.cert_data,
+                }),
+                _ => None,
+            };
+            let records = found.records.into_iter().filter_map(tlsa).collect();
+            let mut vouched: Vec<String> = vec![base.clone(), name.to_owned()];
+            vouched.extend(next_hop.map(Into::into));
+            return match Anchors::new(records, vouched) {
+                Some(anchors) => Ok((addresses, Some(Arc::new(anchors)))),
+                None => Err(format!("4.7.5 {base} has no usable TLSA record")),
+            };
+        }
+        Err(format!("4.7.5 {name} has no secure TLSA record for port {port}"))
+    }
+
+    async fn lookup(&self, name: &str, kind: RecordType, validate: bool) -> Result<Found, Nothing> {
+        let resolver = if validate { &self.validating } else { &self.plain };
+        let Some(resolver) = resolver else {
+            return Err(Nothing::Failed("no name server is configured".into()));
         };
-        let found = match resolver.lookup(domain, RecordType::MX).await {
+        // A name is whole as it stands: no search list is tried.
+        let found = match resolver.lookup(format!("{}.", name.trim_end_matches('.')), kind).await {
             Ok(found) => found,
-            Err(e) if e.is_nx_domain() => {
+            Err(e) if e.is_nx_domain() => return Err(Nothing::NoName),
+            Err(e) if e.is_no_records_found() => return Err(Nothing::NoRecords),
+            Err(e) => return Err(Nothing::Failed(e.to_string())),
+        };
+        let lower = |name: &Name| name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
+        let secure = found.answers().iter().all(|record| record.proof.is_secure());
+        let records = found.answers().iter().filter(|record| record.record_type() == kind);
+        let records: Vec<_> = records.map(|record| (lower(&record.name), record.data.clone())).collect();
+        if records.is_empty() { Err(Nothing::NoRecords) } else { Ok(Found { records, secure }) }
+    }
+
+    /// MX hosts by preference, equals in any order; the domain itself if it has none (RFC 5321 §5.1).
+    async fn mx(&self, domain: &str, dane: bool) -> Result<Vec<(String, u16)>, NoHost> {
+        let found = match self.lookup(domain, RecordType::MX, dane).await {
+            Ok(found) => found,
+            Err(Nothing::NoName) => {
                 return Err(NoHost::Failed(format!("5.1.2 domain {domain} does not exist")));
             }
-            Err(e) if e.is_no_records_found() => return Ok(vec![(domain.into(), 25)]),
-            Err(e) => return Err(NoHost::Later(format!("4.4.3 MX of {domain}: {e}"))),
+            Err(Nothing::NoRecords) => return Ok(vec![(domain.into(), 25)]),
+            Err(Nothing::Failed(why)) => return Err(NoHost::Later(format!("4.4.3 MX of {domain}: {why}"))),
         };
+        if dane && !found.secure {
+            return Err(NoHost::Later(format!("4.7.5 the MX of {domain} is not secured by DNSSEC")));
+        }
         let mut hosts: Vec<(u16, u32, String)> = found
-            .answers()
+            .records
             .iter()
-            .filter_map(|record| match &record.data {
+            .filter_map(|(_, data)| match data {
                 RData::MX(mx) => {
                     let name = mx.exchange.to_ascii().trim_end_matches('.').to_ascii_lowercase();
                     Some((mx.preference, clock::random(), name))

@@ -11,7 +11,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::clock;
-use crate::deliver::tls::ClientTls;
+use crate::deliver::tls::{ClientTls, Trust};
+use crate::queue::command::TlsMin;
 use crate::smtp::data::Encoder;
 
 /// Stands in every body, followed by eight characters that name the message.
@@ -107,9 +108,10 @@ async fn connect(address: &str, starttls: bool) -> std::io::Result<Connection> {
     command(&mut c, "EHLO client.demo.example\r\n").await?;
     if starttls {
         command(&mut c, "STARTTLS\r\n").await?;
-        let tls = ClientTls::new().map_err(std::io::Error::other)?;
+        let tls = ClientTls::new().and_then(|tls| tls.config(&Trust::Any, TlsMin::default()));
+        let tls = tls.map_err(std::io::Error::other)?;
         let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
-        let stream = TlsConnector::from(tls.any).connect(name, c.into_inner()).await?;
+        let stream = TlsConnector::from(tls).connect(name, c.into_inner()).await?;
         c = BufReader::new(Box::new(stream));
         command(&mut c, "EHLO client.demo.example\r\n").await?;
     }

@@ -50,6 +50,8 @@ pub struct Shared {
     pub settings: Arc<Settings>,
     /// Networks that may relay.
     pub relay_networks: Vec<Network>,
+    /// Load balancers, whose connections begin with a PROXY header.
+    pub proxy_from: Vec<Network>,
     /// For STARTTLS, if there is a certificate.
     pub tls: Option<TlsAcceptor>,
     /// Whether TLS begins with the first octet.

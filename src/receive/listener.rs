@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::connection::{Shared, serve};
-use crate::maillog::Service;
+use super::proxy;
+use crate::maillog::{Service, clean};
 
 /// Sessions at the same time.
 pub struct Limits {
@@ -87,26 +88,40 @@ pub async fn run(listener: TcpListener, shared: Arc<Shared>, limits: Arc<Limits>
             }
         };
         let number = limits.numbers.fetch_add(1, Ordering::Relaxed);
-        let room = limits.total.clone().try_acquire_owned().ok();
-        let Some(permit) = room.filter(|_| limits.enter(peer.ip())) else {
-            let hostname = &shared.settings.hostname;
-            let text = format!("421 4.7.0 {hostname} Error: too many connections\r\n");
-            let line = format!(
-                "NOQUEUE: reject: CONNECT from unknown[{}]: 421 4.7.0 too many connections",
-                peer.ip()
-            );
-            shared.log.line(number, Service::Smtpd, line);
-            tokio::spawn(async move {
-                drop(tokio::time::timeout(Duration::from_secs(5), stream.write_all(text.as_bytes())).await);
-            });
+        let (shared, limits) = (shared.clone(), limits.clone());
+        let Ok(permit) = limits.total.clone().try_acquire_owned() else {
+            tokio::spawn(async move { turn_away(&shared, stream, peer, number).await });
             continue;
         };
-        let (shared, limits) = (shared.clone(), limits.clone());
         tokio::spawn(async move {
-            let span = tracing::info_span!("session", number, %peer);
-            serve(shared, stream, peer, number).instrument(span).await;
-            limits.leave(peer.ip());
+            let client = match shared.proxy_from.iter().any(|network| network.contains(peer.ip())) {
+                false => Ok(peer),
+                true => proxy::read(&mut stream, peer).await,
+            };
+            match client {
+                Ok(client) if limits.enter(client.ip()) => {
+                    let span = tracing::info_span!("session", number, %client);
+                    serve(shared, stream, client, number).instrument(span).await;
+                    limits.leave(client.ip());
+                }
+                Ok(client) => turn_away(&shared, stream, client, number).await,
+                Err(why) => {
+                    let line =
+                        format!("NOQUEUE: reject: CONNECT from unknown[{}]: {}", peer.ip(), clean(&why));
+                    shared.log.line(number, Service::Smtpd, line);
+                }
+            }
             drop(permit);
         });
     }
+}
+
+/// Tells a client that there are too many.
+async fn turn_away(shared: &Shared, mut stream: TcpStream, client: SocketAddr, number: u64) {
+    let hostname = &shared.settings.hostname;
+    let text = format!("421 4.7.0 {hostname} Error: too many connections\r\n");
+    let line =
+        format!("NOQUEUE: reject: CONNECT from unknown[{}]: 421 4.7.0 too many connections", client.ip());
+    shared.log.line(number, Service::Smtpd, line);
+    drop(tokio::time::timeout(Duration::from_secs(5), stream.write_all(text.as_bytes())).await);
 }

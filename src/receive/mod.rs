@@ -5,5 +5,6 @@ pub mod connection;
 pub mod intake;
 pub mod listener;
 pub mod policy;
+mod proxy;
 pub mod session;
 pub mod trace;
