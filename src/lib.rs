@@ -10,11 +10,13 @@ pub mod clock;
 pub mod config;
 pub mod deliver;
 pub mod demo;
+pub mod live;
 pub mod maillog;
 pub mod node;
 pub mod pki;
 pub mod queue;
 pub mod receive;
+pub mod reload;
 pub mod schedule;
 pub mod smtp;
 

@@ -50,11 +50,28 @@ impl Service {
 /// The log of a node.
 pub struct MailLog {
     node: String,
+    sink: Mutex<Sink>,
+    failed: AtomicBool,
+}
+
+struct Sink {
     name: String,
     format: LogFormat,
     to_syslog: bool,
-    out: Mutex<Box<dyn std::io::Write + Send>>,
-    failed: AtomicBool,
+    out: Box<dyn std::io::Write + Send>,
+}
+
+impl Sink {
+    fn open(name: &str, format: LogFormat, output: &LogOutput) -> std::io::Result<Sink> {
+        let out: Box<dyn std::io::Write + Send> = match output {
+            LogOutput::Stderr => Box::new(std::io::stderr()),
+            LogOutput::Syslog => Box::new(Syslog::open(Path::new("/dev/log"))?),
+            LogOutput::File(path) => {
+                Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?)
+            }
+        };
+        Ok(Sink { name: name.into(), format, to_syslog: *output == LogOutput::Syslog, out })
+    }
 }
 
 impl MailLog {
@@ -63,38 +80,42 @@ impl MailLog {
     /// # Errors
     /// If its file cannot be opened for appending.
     pub fn open(node: &str, name: &str, format: LogFormat, output: &LogOutput) -> std::io::Result<MailLog> {
-        let out: Box<dyn std::io::Write + Send> = match output {
-            LogOutput::Stderr => Box::new(std::io::stderr()),
-            LogOutput::Syslog => Box::new(Syslog::open(Path::new("/dev/log"))?),
-            LogOutput::File(path) => {
-                Box::new(std::fs::OpenOptions::new().create(true).append(true).open(path)?)
-            }
-        };
-        let out = Mutex::new(out);
-        let to_syslog = *output == LogOutput::Syslog;
-        let failed = AtomicBool::new(false);
-        Ok(MailLog { node: node.into(), name: name.into(), format, to_syslog, out, failed })
+        let sink = Mutex::new(Sink::open(name, format, output)?);
+        Ok(MailLog { node: node.into(), sink, failed: AtomicBool::new(false) })
+    }
+
+    /// Goes on in another file, or in a new one of the same name after the old one was moved away.
+    ///
+    /// # Errors
+    /// If it cannot be opened; the log goes on where it was.
+    pub fn reopen(&self, name: &str, format: LogFormat, output: &LogOutput) -> std::io::Result<()> {
+        let sink = Sink::open(name, format, output)?;
+        *self.sink.lock().unwrap_or_else(PoisonError::into_inner) = sink;
+        self.failed.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes the lines of one event. `number` is the session's.
     pub fn write(&self, number: u64, lines: &[(Service, String)]) {
         let time = clock::wall().to_rfc3339_opts(chrono::SecondsFormat::Millis, false);
         let mut text = String::with_capacity(lines.len() * 120);
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let Sink { name, format, to_syslog, out } = &mut *sink;
         for (service, line) in lines {
             let service = service.word();
-            let written = match self.format {
+            let written = match format {
                 // syslog adds time and host itself.
-                LogFormat::Postfix if self.to_syslog => {
-                    writeln!(text, "{}/{service}[{number}]: {line}", self.name)
+                LogFormat::Postfix if *to_syslog => {
+                    writeln!(text, "{name}/{service}[{number}]: {line}")
                 }
                 LogFormat::Postfix => {
-                    writeln!(text, "{time} {} {}/{service}[{number}]: {line}", self.node, self.name)
+                    writeln!(text, "{time} {} {name}/{service}[{number}]: {line}", self.node)
                 }
                 LogFormat::Json => {
                     let mut value = fields(line);
                     value.insert("time".into(), time.clone().into());
                     value.insert("node".into(), self.node.clone().into());
-                    value.insert("name".into(), self.name.clone().into());
+                    value.insert("name".into(), name.clone().into());
                     value.insert("service".into(), service.into());
                     value.insert("pid".into(), number.into());
                     writeln!(text, "{}", serde_json::Value::Object(value))
@@ -102,7 +123,6 @@ impl MailLog {
             };
             written.expect("writing to a String does not fail");
         }
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(e) = out.write_all(text.as_bytes())
             && !self.failed.swap(true, Ordering::Relaxed)
         {
@@ -293,10 +313,12 @@ mod tests {
         let mut daemon = UnixDatagram::bind(&path).unwrap();
         let log = MailLog {
             node: "n".into(),
-            name: "holdfast".into(),
-            format: LogFormat::Postfix,
-            to_syslog: true,
-            out: Mutex::new(Box::new(Syslog::open(&path).unwrap())),
+            sink: Mutex::new(Sink {
+                name: "holdfast".into(),
+                format: LogFormat::Postfix,
+                to_syslog: true,
+                out: Box::new(Syslog::open(&path).unwrap()),
+            }),
             failed: AtomicBool::new(false),
         };
         for start in 0..2 {

@@ -1,6 +1,8 @@
 //! A node: the only file that sees every layer. The order of its start is the order of this file: settings and keys, the log
 //! and the cluster, then delivery, operators, and last the doors for mail.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,14 +15,16 @@ use holdfast_storage::index::spilled::Directory;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::server::{self as admin_server, Admin};
+use crate::admin::api::About;
+use crate::admin::server::{self as admin_server, Admin, Facts};
 use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
-use crate::deliver::leader::{Delivery, Settings as DeliverySettings};
+use crate::deliver::leader::{Delivery, Settings as DeliverySettings, Setup};
 use crate::deliver::resolve::Resolve;
 use crate::deliver::tls::ClientTls;
+use crate::live::Live;
 use crate::maillog::{MailLog, Service};
-use crate::pki::{self, MailCertificate};
+use crate::pki;
 use crate::queue::Queue;
 use crate::queue::command::TlsMin;
 use crate::queue::retry::Backoff;
@@ -28,6 +32,7 @@ use crate::receive::connection::Shared;
 use crate::receive::intake::Intake;
 use crate::receive::listener::{self, Limits};
 use crate::receive::session::Settings as SessionSettings;
+use crate::reload::Reload;
 use crate::schedule;
 use crate::smtp::address::Mailbox;
 
@@ -72,9 +77,9 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("[log] output = {}", config.log.output))?;
     let log = Arc::new(log);
     let queue = Arc::new(Mutex::new(Queue::default()));
-    let cluster = start_cluster(&config, peer_tls, &log, &queue)?;
+    let cluster = start_cluster(&config, peer_tls.clone(), &log, &queue)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(config, warnings, log, queue, cluster))
+    runtime.block_on(serve(file, config, (peer_tls, warnings), log, queue, cluster))
 }
 
 fn start_cluster(
@@ -117,8 +122,9 @@ fn start_cluster(
 }
 
 async fn serve(
+    file: &Path,
     config: Config,
-    warnings: Vec<String>,
+    (peer_tls, warnings): (PeerTls, Vec<String>),
     log: Arc<MailLog>,
     queue: Arc<Mutex<Queue>>,
     cluster: Cluster,
@@ -132,28 +138,34 @@ async fn serve(
         config.storage.reserve_bytes.0,
         config.smtp.receive_memory.0,
     ));
-    let delivery = Arc::new(delivery(&config, &log, &queue, &cluster, &intake)?);
+    let setup = delivery_setup(&config)?;
+    let delivery = Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), setup);
+    let delivery = Arc::new(delivery);
     tokio::spawn(delivery.clone().run());
-    let admin = Admin {
+    tell_about(&cluster, &delivery, &intake);
+    let admin = Arc::new(Admin {
         cluster: cluster.clone(),
         queue: queue.clone(),
         delivery: delivery.clone(),
         intake: intake.clone(),
         cluster_id: config.cluster.id.clone(),
-        config_hash: config.hash(),
-        lifetime_ms: config.queue.lifetime.ms(),
-        warnings,
-    };
+        facts: Live::new(Facts { config_hash: config.hash(), warnings }),
+    });
     let admin_listener = admin_server::bind(config.admin.listen).await.map_err(anyhow::Error::msg)?;
-    tokio::spawn(admin_server::run(admin_listener, pki::admin_tls(&config)?, Arc::new(admin)));
+    let admin_tls = Arc::new(Live::new(pki::admin_tls(&config)?));
+    tokio::spawn(admin_server::run(admin_listener, admin_tls.clone(), admin.clone()));
     let limits = Arc::new(Limits::new(config.smtp.max_sessions, config.smtp.max_sessions_per_client));
-    let Doors { listeners, certificates } = doors(&config, &log, &intake, &drains)?;
-    for (address, shared) in listeners {
+    let doors = Doors { log: log.clone(), intake, drains };
+    let mut listeners = BTreeMap::new();
+    for (address, shared) in doors.open(&config)? {
         let listener = listener::bind(address).await.map_err(anyhow::Error::msg)?;
-        tokio::spawn(listener::run(listener, Arc::new(shared), limits.clone()));
+        let shared = Arc::new(Live::new(shared));
+        tokio::spawn(listener::run(listener, shared.clone(), limits.clone()));
+        listeners.insert(address, shared);
     }
     tracing::info!(node = config.node.id, "serving");
-    stop_signal(&certificates).await?;
+    let file = file.to_path_buf();
+    stop_signal(Reload { file, config, peer_tls, admin_tls, admin, log, doors, listeners }).await?;
     tracing::info!("stopping");
     let stop = async {
         draining.send_replace(true);
@@ -170,13 +182,25 @@ async fn serve(
     Ok(())
 }
 
-fn delivery(
-    config: &Config,
-    log: &Arc<MailLog>,
-    queue: &Arc<Mutex<Queue>>,
-    cluster: &Cluster,
-    intake: &Arc<Intake>,
-) -> anyhow::Result<Delivery> {
+/// Has this node's report say what it does for mail.
+fn tell_about(cluster: &Cluster, delivery: &Arc<Delivery>, intake: &Arc<Intake>) {
+    // The cluster must not keep alive what holds the cluster.
+    let (delivery, intake) = (Arc::downgrade(delivery), Arc::downgrade(intake));
+    cluster.tell_about(move || {
+        let (Some(delivery), Some(intake)) = (delivery.upgrade(), intake.upgrade()) else {
+            return Vec::new();
+        };
+        let egress = delivery.setup().dialer.egress();
+        let why_not = intake.not_accepting().map(|(why, _)| why);
+        serde_json::to_vec(&About { egress, why_not }).unwrap_or_default()
+    });
+}
+
+/// How to deliver, by the settings.
+///
+/// # Errors
+/// If a file that they name cannot be read.
+pub(crate) fn delivery_setup(config: &Config) -> anyhow::Result<Setup> {
     let d = &config.delivery;
     let helo = if d.helo.is_empty() { config.smtp.hostname.clone() } else { d.helo.clone() };
     let dialer = Dialer {
@@ -191,74 +215,71 @@ fn delivery(
         connections_max: d.max_connections_per_destination,
         probe: Backoff { min_ms: d.probe_min.ms(), max_ms: d.probe_max.ms() },
     };
-    let resolve = Resolve::new(&config.dns).context("[dns]")?;
     let settings = DeliverySettings {
         hostname: config.smtp.hostname.clone(),
         lifetime_ms: config.queue.lifetime.ms(),
         retry: Backoff { min_ms: d.retry_min.ms(), max_ms: d.retry_max.ms() },
         limits: schedule::Limits { connections_max: d.max_connections, pace },
     };
-    Ok(Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), dialer, resolve, settings))
+    Ok(Setup { dialer, resolve: Resolve::new(&config.dns).context("[dns]")?, settings })
 }
 
-/// The listeners for mail, each with what its sessions share, and their certificates.
-struct Doors {
-    listeners: Vec<(std::net::SocketAddr, Shared)>,
-    certificates: Vec<Arc<MailCertificate>>,
+/// What the listeners for mail have in common.
+pub struct Doors {
+    log: Arc<MailLog>,
+    intake: Arc<Intake>,
+    drains: watch::Receiver<bool>,
 }
 
-fn doors(
-    config: &Config,
-    log: &Arc<MailLog>,
-    intake: &Arc<Intake>,
-    drains: &watch::Receiver<bool>,
-) -> anyhow::Result<Doors> {
-    let smtp = &config.smtp;
-    let Ok(postmaster) = Mailbox::parse(&smtp.postmaster) else { bail!("smtp.postmaster was checked") };
-    let mut certificates = Vec::new();
-    let mut tls = |cert: &Option<PathBuf>, key: &Option<PathBuf>, oldest| {
-        let made = pki::smtp_tls(cert.as_deref(), key.as_deref(), oldest)?;
-        anyhow::Ok(made.map(|(tls, certificate)| {
-            certificates.push(certificate);
-            tls
-        }))
-    };
-    let own_tls = tls(&smtp.tls_cert, &smtp.tls_key, TlsMin::default())?;
-    let door =
-        |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String], balancers: &[String]| Shared {
-            settings: Arc::new(SessionSettings {
-                hostname: smtp.hostname.clone(),
-                postmaster: postmaster.clone(),
-                message_bytes_max: smtp.max_message_bytes.0,
-                starttls: tls.is_some() && mode != ListenerTls::Implicit,
-                require_tls: mode == ListenerTls::Require,
-            }),
-            relay_networks: parse_networks(networks),
-            proxy_from: parse_networks(balancers),
-            tls,
-            implicit_tls: mode == ListenerTls::Implicit,
-            intake: intake.clone(),
-            log: log.clone(),
-            idle_timeout: smtp.idle_timeout.0,
-            draining: drains.clone(),
+impl Doors {
+    /// What the sessions of each listener share, by the settings.
+    ///
+    /// # Errors
+    /// If a certificate cannot be read.
+    pub(crate) fn open(&self, config: &Config) -> anyhow::Result<Vec<(SocketAddr, Shared)>> {
+        let smtp = &config.smtp;
+        let Ok(postmaster) = Mailbox::parse(&smtp.postmaster) else { bail!("smtp.postmaster was checked") };
+        let door =
+            |tls: Option<TlsAcceptor>, mode: ListenerTls, networks: &[String], balancers: &[String]| Shared {
+                settings: Arc::new(SessionSettings {
+                    hostname: smtp.hostname.clone(),
+                    postmaster: postmaster.clone(),
+                    message_bytes_max: smtp.max_message_bytes.0,
+                    starttls: tls.is_some() && mode != ListenerTls::Implicit,
+                    require_tls: mode == ListenerTls::Require,
+                }),
+                relay_networks: parse_networks(networks),
+                proxy_from: parse_networks(balancers),
+                tls,
+                implicit_tls: mode == ListenerTls::Implicit,
+                intake: self.intake.clone(),
+                log: self.log.clone(),
+                idle_timeout: smtp.idle_timeout.0,
+                draining: self.drains.clone(),
+            };
+        let tls = |cert: &Option<PathBuf>, key: &Option<PathBuf>, oldest| {
+            pki::smtp_tls(cert.as_deref(), key.as_deref(), oldest)
         };
-    let mut doors = Vec::new();
-    for address in &smtp.listen {
-        doors.push((*address, door(own_tls.clone(), ListenerTls::Opportunistic, &smtp.relay_networks, &[])));
+        let own_tls = tls(&smtp.tls_cert, &smtp.tls_key, TlsMin::default())?;
+        let mut doors = Vec::new();
+        for address in &smtp.listen {
+            let mode = ListenerTls::Opportunistic;
+            doors.push((*address, door(own_tls.clone(), mode, &smtp.relay_networks, &[])));
+        }
+        for l in &smtp.listener {
+            let (cert, key) = match &l.tls_cert {
+                Some(_) => (&l.tls_cert, &l.tls_key),
+                None => (&smtp.tls_cert, &smtp.tls_key),
+            };
+            let tls = tls(cert, key, l.tls_min).with_context(|| format!("listener {}", l.name))?;
+            doors.push((l.address, door(tls, l.tls, &l.relay_networks, &l.proxy_from)));
+        }
+        Ok(doors)
     }
-    for l in &smtp.listener {
-        let (cert, key) = match &l.tls_cert {
-            Some(_) => (&l.tls_cert, &l.tls_key),
-            None => (&smtp.tls_cert, &smtp.tls_key),
-        };
-        let tls = tls(cert, key, l.tls_min).with_context(|| format!("listener {}", l.name))?;
-        doors.push((l.address, door(tls, l.tls, &l.relay_networks, &l.proxy_from)));
-    }
-    Ok(Doors { listeners: doors, certificates })
 }
 
-/// Waits for the end. SIGHUP meanwhile reads the certificates for mail again.
-async fn stop_signal(certificates: &[Arc<MailCertificate>]) -> anyhow::Result<()> {
+/// Waits for the end. SIGHUP meanwhile reads the node file and the certificates again.
+async fn stop_signal(mut reload: Reload) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -269,11 +290,15 @@ async fn stop_signal(certificates: &[Arc<MailCertificate>]) -> anyhow::Result<()
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {}
         }
-        for certificate in certificates {
-            match certificate.reload() {
-                Ok(()) => tracing::info!("a certificate for mail was read again"),
-                Err(e) => tracing::warn!(error = format!("{e:#}"), "a certificate for mail stays as it was"),
+        match reload.run() {
+            Ok(waiting) if waiting.is_empty() => tracing::info!("settings and certificates were read again"),
+            Ok(waiting) => {
+                tracing::warn!(
+                    "settings and certificates were read again; changed, and waiting for the next start: {}",
+                    waiting.join(", ")
+                );
             }
+            Err(e) => tracing::error!("settings stay as they were: {e:#}"),
         }
     }
 }

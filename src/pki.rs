@@ -4,8 +4,8 @@
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use holdfast_cluster::{PeerTls, node_name};
@@ -15,8 +15,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -184,43 +183,6 @@ pub fn admin_tls(config: &Config) -> anyhow::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// A certificate for mail and its key, which can be read again while sessions go on.
-#[derive(Debug)]
-pub struct MailCertificate {
-    cert: PathBuf,
-    key: PathBuf,
-    current: RwLock<Arc<CertifiedKey>>,
-}
-
-impl MailCertificate {
-    fn open(cert: &Path, key: &Path) -> anyhow::Result<MailCertificate> {
-        let current = RwLock::new(Arc::new(certified(cert, key)?));
-        Ok(MailCertificate { cert: cert.into(), key: key.into(), current })
-    }
-
-    /// Reads the files again: new sessions get what they hold now, old ones keep what they have.
-    ///
-    /// # Errors
-    /// If a file cannot be read or the key does not fit; the certificate stays as it was.
-    pub fn reload(&self) -> anyhow::Result<()> {
-        let read = Arc::new(certified(&self.cert, &self.key)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = read;
-        Ok(())
-    }
-}
-
-impl ResolvesServerCert for MailCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-}
-
-fn certified(cert: &Path, key_file: &Path) -> anyhow::Result<CertifiedKey> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    CertifiedKey::from_der(chain("tls_cert", cert)?, key("tls_key", key_file)?, &provider)
-        .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))
-}
-
 /// The versions of TLS from the oldest on that is wanted.
 pub fn versions(oldest: TlsMin) -> &'static [&'static rustls::SupportedProtocolVersion] {
     static ONLY_13: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
@@ -230,7 +192,7 @@ pub fn versions(oldest: TlsMin) -> &'static [&'static rustls::SupportedProtocolV
     }
 }
 
-/// TLS for mail: 1.2 and 1.3 (RFC 8996 forbids what is older), and its certificate. `None` without one.
+/// TLS for mail: 1.2 and 1.3 (RFC 8996 forbids what is older). `None` without a certificate.
 ///
 /// # Errors
 /// If a file cannot be read or the key does not fit.
@@ -238,15 +200,15 @@ pub fn smtp_tls(
     cert: Option<&Path>,
     key_file: Option<&Path>,
     oldest: TlsMin,
-) -> anyhow::Result<Option<(TlsAcceptor, Arc<MailCertificate>)>> {
+) -> anyhow::Result<Option<TlsAcceptor>> {
     let (Some(cert), Some(key_file)) = (cert, key_file) else { return Ok(None) };
-    let certificate = Arc::new(MailCertificate::open(cert, key_file)?);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(oldest))?
         .with_no_client_auth()
-        .with_cert_resolver(certificate.clone());
-    Ok(Some((TlsAcceptor::from(Arc::new(config)), certificate)))
+        .with_single_cert(chain("tls_cert", cert)?, key("tls_key", key_file)?)
+        .with_context(|| format!("tls_cert = {}, tls_key = {}", cert.display(), key_file.display()))?;
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
 /// Protocol and cipher of a session, as the log and trace headers name them.
@@ -275,30 +237,6 @@ mod tests {
         let file = dir.path().join("node-1.toml");
         std::fs::write(&file, include_str!("../config/node-1.toml"))?;
         Ok(peer_tls(&Config::load(&file)?)?.1)
-    }
-
-    #[test]
-    fn a_mail_certificate_is_read_again_and_a_bad_one_changes_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(dir.path(), "test").unwrap();
-        let (cert, key) = (dir.path().join("smtp.crt"), dir.path().join("smtp.key"));
-        let issue = |name: &str| {
-            let (certificate, private) = authority.issue(vec![name.into()], name, 90).unwrap();
-            std::fs::write(&cert, certificate).unwrap();
-            std::fs::write(&key, private).unwrap();
-        };
-        issue("old.example");
-        let (_, served) = smtp_tls(Some(&cert), Some(&key), TlsMin::default()).unwrap().unwrap();
-        let current = || served.current.read().unwrap().cert[0].clone();
-        let old = current();
-        issue("new.example");
-        assert_eq!(current(), old, "nobody asked for it yet");
-        served.reload().unwrap();
-        let new = current();
-        assert_ne!(new, old);
-        std::fs::write(&key, "no key").unwrap();
-        assert!(served.reload().is_err());
-        assert_eq!(current(), new);
     }
 
     #[test]

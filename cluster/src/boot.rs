@@ -168,6 +168,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
+            about: OnceLock::new(),
             abstain: AtomicBool::new(recovered.ambiguous_tail),
         }),
     };

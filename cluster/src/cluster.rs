@@ -49,6 +49,8 @@ pub struct NodeReport {
     pub erase_backlog: u64,
     /// How its on-disk index is doing: `folding`, `ready` or `aside`.
     pub index: String,
+    /// What the layers above say of themselves, in their own form; see [`Cluster::tell_about`].
+    pub about: Vec<u8>,
 }
 
 /// What a node knows of the cluster.
@@ -88,9 +90,14 @@ pub(crate) struct Inner {
     pub(crate) votes_from: Instant,
     pub(crate) prepared: Mutex<bool>,
     pub(crate) starts: u64,
+    /// What the layers above say of themselves.
+    pub(crate) about: OnceLock<About>,
     /// The tail of the log may have held more than was found: no vote, no campaign until a later leader has committed.
     pub(crate) abstain: AtomicBool,
 }
+
+/// See [`Cluster::tell_about`].
+pub(crate) type About = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// See [`Cluster::placement_watch`].
 pub struct PlacementWatch(watch::Receiver<Frontier>);
@@ -232,6 +239,11 @@ impl Cluster {
         self.inner.log.space()
     }
 
+    /// Sets what the layers above add to this node's report, once; later calls change nothing.
+    pub fn tell_about(&self, about: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
+        drop(self.inner.about.set(Box::new(about)));
+    }
+
     /// What this node says of itself.
     pub fn own_report(&self) -> NodeReport {
         let metrics = self.raft().metrics();
@@ -261,6 +273,7 @@ impl Cluster {
                 Standing::Aside => "aside",
             }
             .into(),
+            about: self.inner.about.get().map(|about| about()).unwrap_or_default(),
         }
     }
 

@@ -62,20 +62,3 @@ fn p4_a_rolling_restart_hands_each_copy_off_once() {
     verdict.assert_good();
     assert_eq!(verdict.duplicated, [], "nothing failed, so nothing is sent twice");
 }
-
-/// SIGHUP ends no session and no node.
-#[test]
-fn p4_a_hangup_signal_reads_certificates_again_and_ends_nothing() {
-    let customer = Customer::start();
-    let mut nodes = Nodes::start_all(customer.address());
-    let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
-    let pid = nodes.pid(1).unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
-    wait_for("the certificate to be read", Duration::from_secs(10), || {
-        nodes.stderr(1).contains("a certificate for mail was read again")
-    });
-    let sent = client.transact("after", &["r"], &message("after", 1000));
-    assert_eq!(sent.outcome, Outcome::Ok);
-    assert!(nodes.is_running(1));
-    nodes.wait_drained(Duration::from_secs(20));
-}

@@ -1,6 +1,8 @@
 //! Pure. What operators' programs and nodes say to each other: one JSON object a line over mutual TLS; a request, then any
 //! number of items, then an end.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::queue::command::TlsMin;
@@ -81,6 +83,15 @@ pub struct Selector {
     pub state: Option<String>,
     /// Every one.
     pub all: bool,
+}
+
+/// What a node says of its part in mail.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct About {
+    /// The addresses from which it delivers when it leads.
+    pub egress: Vec<IpAddr>,
+    /// Why it takes no mail, if so.
+    pub why_not: Option<String>,
 }
 
 /// A line of an answer.

@@ -12,10 +12,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::api::{Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector, Waiting};
+use super::api::{About, Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector, Waiting};
 use crate::clock;
 use crate::deliver::leader::Delivery;
 use crate::deliver::route::{is_held, lifetime_ms, pending_under, target};
+use crate::live::Live;
 use crate::queue::command::{Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
 use crate::queue::{Message, MessageId, Queue};
@@ -41,10 +42,14 @@ pub struct Admin {
     pub intake: Arc<Intake>,
     /// The cluster's id.
     pub cluster_id: String,
+    /// What the settings say.
+    pub facts: Live<Facts>,
+}
+
+/// What the settings say that operators want to know.
+pub struct Facts {
     /// Hash of the shared settings.
     pub config_hash: String,
-    /// The lifetime of a message without one of its route's.
-    pub lifetime_ms: u64,
     /// What is wrong and no reason not to run, such as an expired certificate.
     pub warnings: Vec<String>,
 }
@@ -62,7 +67,7 @@ pub async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> 
 }
 
 /// Serves operators for as long as the node runs.
-pub async fn run(listener: TcpListener, tls: TlsAcceptor, admin: Arc<Admin>) {
+pub async fn run(listener: TcpListener, tls: Arc<Live<TlsAcceptor>>, admin: Arc<Admin>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -70,9 +75,9 @@ pub async fn run(listener: TcpListener, tls: TlsAcceptor, admin: Arc<Admin>) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (tls, admin) = (tls.clone(), admin.clone());
+        let (tls, admin) = (tls.get(), admin.clone());
         tokio::spawn(async move {
-            let served = timeout(Duration::from_secs(600), serve(stream, tls, admin)).await;
+            let served = timeout(Duration::from_secs(600), serve(stream, &tls, admin)).await;
             if let Ok(Err(e)) = served {
                 tracing::debug!(error = %e, "an operator's connection ended");
             }
@@ -81,7 +86,7 @@ pub async fn run(listener: TcpListener, tls: TlsAcceptor, admin: Arc<Admin>) {
     }
 }
 
-async fn serve(stream: tokio::net::TcpStream, tls: TlsAcceptor, admin: Arc<Admin>) -> anyhow::Result<()> {
+async fn serve(stream: tokio::net::TcpStream, tls: &TlsAcceptor, admin: Arc<Admin>) -> anyhow::Result<()> {
     let stream = timeout(Duration::from_secs(5), tls.accept(stream)).await??;
     let operator = {
         let certificates = stream.get_ref().1.peer_certificates();
@@ -362,8 +367,9 @@ impl Admin {
                 })
             })
             .collect();
-        let lifetimes = m.envelope.recipients.iter().map(|r| lifetime_ms(queue, r, self.lifetime_ms));
-        let lifetime = lifetimes.min().unwrap_or(self.lifetime_ms);
+        let default = self.delivery.setup().settings.lifetime_ms;
+        let lifetimes = m.envelope.recipients.iter().map(|r| lifetime_ms(queue, r, default));
+        let lifetime = lifetimes.min().unwrap_or(default);
         json!({
             "id": m.id.to_string(), "sender": m.envelope.sender.to_string(), "size": m.size,
             "arrival_time": m.envelope.arrival_unix_s, "age_s": age_ms / 1000,
@@ -373,6 +379,7 @@ impl Admin {
 
     async fn status(&self) -> Value {
         let report = self.cluster.report().await;
+        let facts = self.facts.get();
         let (totals, young, oldest_ms) = {
             let queue = lock(&self.queue);
             let oldest = queue.ids(None, 1).first().copied();
@@ -390,10 +397,16 @@ impl Admin {
             .map(|(id, (member, node))| {
                 let behind = node.as_ref().is_some_and(|n| n.leader.is_none());
                 let healthy = node.is_some() && !behind;
+                let about = node.as_ref().and_then(|n| serde_json::from_slice::<About>(&n.about).ok());
+                let own_why_not = match node {
+                    None => Some("unreachable".into()),
+                    Some(_) if report.leader.is_none() => Some("no leader".into()),
+                    Some(_) => about.as_ref().and_then(|about| about.why_not.clone()),
+                };
                 json!({
                     "id": id, "role": node.as_ref().map_or("unreachable", |n| &n.role), "healthy": healthy,
-                    "accepting": healthy && why_not.is_none(),
-                    "why_not": if node.is_none() { Some("unreachable") } else { why_not.as_deref() },
+                    "accepting": healthy && own_why_not.is_none(), "why_not": own_why_not,
+                    "egress": about.map(|about| about.egress),
                     "placement": {
                         "datacenter": member.placement.datacenter, "power": member.placement.power,
                         "network": member.placement.network,
@@ -410,9 +423,9 @@ impl Admin {
             })
             .collect();
         json!({
-            "cluster": self.cluster_id, "version": env!("CARGO_PKG_VERSION"), "config_hash": self.config_hash,
+            "cluster": self.cluster_id, "version": env!("CARGO_PKG_VERSION"), "config_hash": facts.config_hash,
             "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
-            "why_not": why_not, "nodes": nodes, "warnings": self.warnings,
+            "why_not": why_not, "nodes": nodes, "warnings": facts.warnings,
             "queue": {
                 "messages": totals.messages, "bytes": totals.bytes, "deferred": deferred,
                 "held": held.map(|(held, _)| held),

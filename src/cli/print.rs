@@ -30,13 +30,14 @@ pub(super) fn status(status: &Value, json: bool) {
         println!("warning: {}", text(warning));
     }
     println!(
-        "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}",
+        "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}  delivers from",
         "node", "role", "healthy", "power", "network", "last index", "matched", "free"
     );
     for n in status["nodes"].as_array().into_iter().flatten() {
+        let egress: Vec<String> = n["egress"].as_array().into_iter().flatten().map(text).collect();
         let free = n["disk_free_bytes"].as_u64().map_or("-".into(), |b| format!("{} MiB", b >> 20));
         println!(
-            "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}",
+            "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}  {}",
             text(&n["id"]),
             text(&n["role"]),
             if n["healthy"] == true { "yes" } else { "NO" },
@@ -44,7 +45,8 @@ pub(super) fn status(status: &Value, json: bool) {
             text(&n["placement"]["network"]),
             text(&n["last_index"]),
             text(&n["matched_index"]),
-            free
+            free,
+            egress.join(", ")
         );
     }
     let q = &status["queue"];

@@ -69,6 +69,22 @@ fn broken(status: &str, why: impl std::fmt::Display) -> Broken {
 }
 
 impl Dialer {
+    /// The addresses from which connections come: those that are set, or what the system would choose for a destination far
+    /// away. Sends nothing.
+    pub fn egress(&self) -> Vec<IpAddr> {
+        if !self.bind.is_empty() {
+            return self.bind.clone();
+        }
+        // Addresses that are reserved for documentation (RFC 5737, RFC 3849): a route to anywhere is one to them.
+        let far = [("0.0.0.0:0", "192.0.2.1:25"), ("[::]:0", "[2001:db8::1]:25")];
+        let chosen = far.into_iter().filter_map(|(any, far)| {
+            let socket = std::net::UdpSocket::bind(any).ok()?;
+            socket.connect(far).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        });
+        chosen.collect()
+    }
+
     /// Connects, greets and encrypts as the policy asks.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use super::route::{Target, target};
 use super::settle::{Settlement, Settler};
 use super::transaction::{End, Means, run};
 use crate::clock;
+use crate::live::Live;
 use crate::maillog::{MailLog, Service};
 use crate::queue::command::{Command, Fate, Outcome, TlsPolicy};
 use crate::queue::message::Tick;
@@ -45,10 +46,8 @@ pub struct Delivery {
     pub(super) queue: Arc<Mutex<Queue>>,
     pub(super) log: Arc<MailLog>,
     pub(super) intake: Arc<Intake>,
-    pub(super) dialer: Dialer,
-    pub(super) resolve: Resolve,
+    pub(super) setup: Live<Setup>,
     pub(super) settler: Settler,
-    pub(super) settings: Settings,
     pub(super) sessions: AtomicU64,
     /// Transactions that are open.
     pub(super) open: AtomicUsize,
@@ -62,6 +61,16 @@ pub struct Delivery {
     /// As leader: messages with a recipient that is held, and whether they count as deferred otherwise.
     held: Mutex<BTreeMap<MessageId, bool>>,
     pub(super) began: Instant,
+}
+
+/// What delivery works with, and may be replaced while it works.
+pub struct Setup {
+    /// Makes connections.
+    pub dialer: Dialer,
+    /// Finds hosts.
+    pub resolve: Resolve,
+    /// How to deliver.
+    pub settings: Settings,
 }
 
 /// How to deliver.
@@ -111,9 +120,7 @@ impl Delivery {
         queue: Arc<Mutex<Queue>>,
         log: Arc<MailLog>,
         intake: Arc<Intake>,
-        dialer: Dialer,
-        resolve: Resolve,
-        settings: Settings,
+        setup: Setup,
     ) -> Delivery {
         Delivery {
             settler: Settler::new(cluster.clone()),
@@ -121,9 +128,7 @@ impl Delivery {
             queue,
             log,
             intake,
-            dialer,
-            resolve,
-            settings,
+            setup: Live::new(setup),
             sessions: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             in_hand: Mutex::default(),
@@ -137,6 +142,16 @@ impl Delivery {
 
     fn now_ms(&self) -> u64 {
         clock::now().duration_since(self.began).as_millis() as u64
+    }
+
+    /// What it works with.
+    pub fn setup(&self) -> Arc<Setup> {
+        self.setup.get()
+    }
+
+    /// Replaces what it works with; what is open goes on with what it has.
+    pub fn set_up(&self, setup: Setup) {
+        self.setup.set(setup);
     }
 
     /// Begins nothing new, and waits until what is open has ended and is committed, or until `patience` is over.
@@ -198,7 +213,7 @@ impl Delivery {
         let (over, _) = watch::channel(false);
         let reign = Arc::new(Reign {
             term,
-            scheduler: Mutex::new(Scheduler::new(self.settings.limits)),
+            scheduler: Mutex::new(Scheduler::new(self.setup.get().settings.limits)),
             targets: Mutex::default(),
             wake: Notify::new(),
             job: Notify::new(),
@@ -251,6 +266,7 @@ impl Delivery {
                         }
                         tokio::task::yield_now().await;
                     }
+                    lock(&reign.scheduler).set_limits(self.setup.get().settings.limits);
                     *lock(&self.waits) = lock(&reign.scheduler).waits_until_ms();
                 }
             }
@@ -459,8 +475,9 @@ impl Delivery {
     /// Connects to a destination's first host that answers.
     async fn connect(&self, target: &Target) -> Result<Connection, NoHost> {
         let mut last = Broken("4.4.1 no host".into());
-        for host in self.resolve.hosts(&target.way, target.tls).await? {
-            match self.dialer.open(&host, target.tls, target.tls_min).await {
+        let setup = self.setup.get();
+        for host in setup.resolve.hosts(&target.way, target.tls).await? {
+            match setup.dialer.open(&host, target.tls, target.tls_min).await {
                 Ok(connection) => return Ok(connection),
                 Err(why) => last = why,
             }
@@ -533,8 +550,8 @@ impl Delivery {
                 continue;
             }
             self.open.fetch_add(1, Ordering::SeqCst);
-            let means =
-                Means { cluster: &self.cluster, term: reign.term, reply_timeout: self.dialer.reply_timeout };
+            let reply_timeout = self.setup.get().dialer.reply_timeout;
+            let means = Means { cluster: &self.cluster, term: reign.term, reply_timeout };
             let started = clock::now();
             let span = tracing::debug_span!("transaction", id = %message.id);
             let end = run(&means, &mut connection, &message, &job).instrument(span).await;
@@ -589,7 +606,7 @@ impl Delivery {
         self.let_go(message.id, &ended);
         if !put_off.is_empty() {
             let attempts = job.attempts + 1;
-            let at = self.now_ms() + self.settings.retry.pause_ms(attempts, clock::random());
+            let at = self.now_ms() + self.setup.get().settings.retry.pause_ms(attempts, clock::random());
             self.put_back(reign, key, Job { id: message.id, recipients: put_off, attempts }, Some(at));
         }
     }

@@ -125,7 +125,8 @@ impl Delivery {
         let now = clock::unix_s();
         let id = self.intake.new_id();
         let (date, arrival) = (clock::rfc5322(now), clock::rfc5322(message.envelope.arrival_unix_s));
-        let setting = Setting { id, hostname: &self.settings.hostname, date: &date, arrival: &arrival };
+        let setup = self.setup.get();
+        let setting = Setting { id, hostname: &setup.settings.hostname, date: &date, arrival: &arrival };
         let octets = notice(&setting, message, &sender.to_string(), failures, &original.unwrap_or_default());
         let envelope = Envelope {
             sender: Default::default(),
@@ -202,12 +203,13 @@ impl Delivery {
         if self.cluster.permit().is_none_or(|p| p.term() != term) {
             return;
         }
+        let lifetime_ms = self.setup.get().settings.lifetime_ms;
         let mut old = Vec::new();
         {
             let mut queue = lock(&self.queue);
             let routes = queue.routes().values().filter_map(|entry| entry.route.as_ref());
             let shortest = routes.filter_map(|route| route.lifetime_ms).min();
-            let shortest = shortest.unwrap_or(u64::MAX).min(self.settings.lifetime_ms);
+            let shortest = shortest.unwrap_or(u64::MAX).min(lifetime_ms);
             let mut in_hand = lock(&self.in_hand);
             let mut last = None;
             // Ids sort by birth, so the old ones stand first.
@@ -220,7 +222,7 @@ impl Delivery {
                     .pending()
                     .filter(|n| {
                         let recipient = &message.envelope.recipients[*n as usize];
-                        is_too_old(&queue, message.id, recipient, self.settings.lifetime_ms, now)
+                        is_too_old(&queue, message.id, recipient, lifetime_ms, now)
                             && !self.settler.is_under_way(message.id, *n)
                             && !in_hand.contains(&(message.id, *n))
                     })

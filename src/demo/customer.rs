@@ -38,7 +38,7 @@ pub struct Copy {
 /// # Errors
 /// If it cannot listen.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let tls = smtp_tls(Some(&options.cert), Some(&options.key), TlsMin::default())?.map(|(tls, _)| tls);
+    let tls = smtp_tls(Some(&options.cert), Some(&options.key), TlsMin::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use super::connection::{Shared, serve};
 use super::proxy;
+use crate::live::Live;
 use crate::maillog::{Service, clean};
 
 /// Sessions at the same time.
@@ -72,8 +73,8 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
 }
 
 /// Serves clients until the node goes down.
-pub async fn run(listener: TcpListener, shared: Arc<Shared>, limits: Arc<Limits>) {
-    let mut draining = shared.draining.clone();
+pub async fn run(listener: TcpListener, shared: Arc<Live<Shared>>, limits: Arc<Limits>) {
+    let mut draining = shared.get().draining.clone();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -88,7 +89,7 @@ pub async fn run(listener: TcpListener, shared: Arc<Shared>, limits: Arc<Limits>
             }
         };
         let number = limits.numbers.fetch_add(1, Ordering::Relaxed);
-        let (shared, limits) = (shared.clone(), limits.clone());
+        let (shared, limits) = (shared.get(), limits.clone());
         let Ok(permit) = limits.total.clone().try_acquire_owned() else {
             tokio::spawn(async move { turn_away(&shared, stream, peer, number).await });
             continue;

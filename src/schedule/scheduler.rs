@@ -57,6 +57,11 @@ impl Scheduler {
         }
     }
 
+    /// Changes the bounds. Connections beyond them are not closed; none is opened until there are fewer.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     fn destination(&mut self, key: &Key) -> &mut Destination {
         let pace = self.limits.pace;
         self.destinations.entry(key.clone()).or_insert_with(|| Destination::new(pace))

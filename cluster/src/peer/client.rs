@@ -76,7 +76,7 @@ pub(crate) async fn connect(
         let stream = TcpStream::connect(address).await.map_err(|e| format!("{address}: {e}"))?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         let name = ServerName::try_from(node_name(to)).map_err(|e| e.to_string())?;
-        let connector = TlsConnector::from(local.tls.client.clone());
+        let connector = TlsConnector::from(local.tls.client());
         let stream = connector.connect(name, stream).await.map_err(|e| format!("{address}: TLS: {e}"))?;
         let (reader, mut writer) = tokio::io::split(stream);
         let hello = Hello { protocol: PROTOCOL, cluster: local.cluster.clone(), from: local.id, to, purpose };

@@ -58,7 +58,7 @@ pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>, cluster: Clu
 async fn connection(stream: TcpStream, local: Arc<Local>, cluster: Cluster) -> Result<(), String> {
     let open = async {
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        let acceptor = TlsAcceptor::from(local.tls.server.clone());
+        let acceptor = TlsAcceptor::from(local.tls.server());
         let stream = acceptor.accept(stream).await.map_err(|e| format!("TLS: {e}"))?;
         let certificates = stream.get_ref().1.peer_certificates().map(|c| c.to_vec());
         let (reader, writer) = tokio::io::split(stream);

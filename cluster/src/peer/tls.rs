@@ -1,6 +1,6 @@
 //! Who is who among the nodes: TLS 1.3 with certificates of the cluster's own authority, in both directions.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -11,11 +11,14 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 #[error("{0}")]
 pub struct TlsFault(pub String);
 
-/// This node's identity among its peers.
+/// This node's identity among its peers. Clones share it.
 #[derive(Clone)]
-pub struct PeerTls {
-    pub(crate) server: Arc<ServerConfig>,
-    pub(crate) client: Arc<ClientConfig>,
+pub struct PeerTls(Arc<RwLock<Configs>>);
+
+#[derive(Clone)]
+struct Configs {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
 }
 
 /// The name that the certificate of a node carries as a DNS subject alternative name.
@@ -55,7 +58,25 @@ impl PeerTls {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|e| fault(&e))?;
-        Ok(PeerTls { server: Arc::new(server), client: Arc::new(client) })
+        Ok(PeerTls(Arc::new(RwLock::new(Configs { server: Arc::new(server), client: Arc::new(client) }))))
+    }
+
+    /// Takes the place of the identity that all clones share. Connections that are open keep what they have.
+    pub fn replace_by(&self, other: &PeerTls) {
+        let new = other.configs();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    fn configs(&self) -> Configs {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        self.configs().server
+    }
+
+    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+        self.configs().client
     }
 }
 
