@@ -1,12 +1,13 @@
 //! P8: messages in flight share a bounded memory. Who finds none waits for it, and nobody waits for what only he could give back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jepsen_style_tests::checker::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;
 use jepsen_style_tests::sender::{Client, message};
+use jepsen_style_tests::tools::wait_for;
 
 #[test]
 fn p8_large_messages_share_little_memory() {
@@ -39,4 +40,57 @@ fn p8_large_messages_share_little_memory() {
     assert!(taken >= 10, "{taken} of 12 were taken");
     nodes.wait_drained(Duration::from_secs(40));
     judge(&history, &customer.taken()).assert_good();
+}
+
+/// A line of `/proc/PID/status`, in KiB.
+fn kib(pid: u32, what: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(what)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Clients that send most of a message and then wait hold no more of the node's memory than the setting says, however many they
+/// are; and when they are gone it is free again.
+#[test]
+fn p8_unfinished_messages_stay_within_their_memory() {
+    const CLIENTS: usize = 150;
+    let customer = Customer::start();
+    let mut nodes = Nodes::prepare(|_, text| text.replace("[smtp]", "[smtp]\nreceive_memory = \"4MiB\""));
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    let mut clients: Vec<Client> =
+        (0..CLIENTS).map(|_| Client::connect(1, &nodes.smtp(1)).unwrap()).collect();
+    let pid = nodes.pid(1).unwrap();
+    let before = kib(pid, "VmRSS:");
+    // Less than a piece each, so that none of it is replicated and let go of: 36 MiB in all.
+    let octets = message("unfinished", 250_000);
+    for client in &mut clients {
+        for line in ["MAIL FROM:<a@b.example>\r\n", "RCPT TO:<r@test.example>\r\n", "DATA\r\n"] {
+            assert!(client.say(line).unwrap() < 400);
+        }
+    }
+    let senders: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            let octets = octets.clone();
+            std::thread::spawn(move || {
+                drop(client.send(&octets));
+                client
+            })
+        })
+        .collect();
+    let clients: Vec<Client> = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    let grown = kib(pid, "VmHWM:").saturating_sub(before);
+    assert!(grown < 20 << 10, "{grown} KiB more than before, with receive_memory = 4MiB");
+    drop(clients);
+    // A session that waits for room looks at its client again after 10 s at the most.
+    let gone = Instant::now();
+    wait_for("room", Duration::from_secs(30), || {
+        let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
+        client.transact("next", &["r"], &message("next", 3_000_000)).outcome == Outcome::Ok
+    });
+    assert!(gone.elapsed() < Duration::from_secs(20), "room came after {:?}", gone.elapsed());
+    nodes.wait_drained(Duration::from_secs(40));
 }

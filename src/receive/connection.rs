@@ -35,7 +35,8 @@ const PIECE_BYTES: usize = holdfast_cluster::BODY_BYTES_MAX;
 const PIECES_IN_FLIGHT_MAX: usize = 4;
 /// What a session takes from the memory for messages at a time.
 const MEMORY_STEP_BYTES: usize = 32 << 10;
-/// How long a session waits for memory before the message is refused with 452.
+/// How long a message waits for memory in all before it is refused with 452. Not for each step of it: messages that hold some
+/// and wait for more would keep each other waiting for as many times as there are steps.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// More `Received` headers than this mean a loop (RFC 5321 §6.3).
 const HOPS_MAX: usize = 100;
@@ -276,6 +277,8 @@ impl Client {
 #[derive(Default)]
 struct Held {
     permits: Vec<OwnedSemaphorePermit>,
+    /// How long it has waited for them in all.
+    waited: Duration,
 }
 
 impl Held {
@@ -559,15 +562,17 @@ impl Incoming {
                 return;
             }
             let step = shared.intake.memory().acquire_many_owned((MEMORY_STEP_BYTES >> 10) as u32);
+            let (since, patience) = (clock::now(), MEMORY_WAIT.saturating_sub(self.held.waited));
             // Own pieces go on meanwhile: what they hold may be what is waited for.
             tokio::select! {
                 biased;
                 Some(sent) = in_flight.next(), if !in_flight.is_empty() => self.note_piece(sent),
-                step = timeout(MEMORY_WAIT, step) => match step {
+                step = timeout(patience, step) => match step {
                     Ok(Ok(permit)) => self.held.permits.push(permit),
                     _ => self.refuse(452, "4.3.1", "Error: no room, try again later"),
                 },
             }
+            self.held.waited += clock::now().duration_since(since);
         }
     }
 
