@@ -158,9 +158,34 @@ pub fn peer_tls(config: &Config) -> anyhow::Result<(PeerTls, Vec<String>)> {
         warnings.push(format!("[smtp] tls_cert = {}: {state}; renew it", path.display()));
     }
     warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    is_of_node(config, &own)?;
     let tls = PeerTls::new(chain("[cluster] ca", &c.ca)?, own, key("[cluster] key", &c.key)?)
         .with_context(|| format!("[cluster] cert = {}, key = {}", c.cert.display(), c.key.display()))?;
     Ok((tls, warnings))
+}
+
+/// Whether a chain is what the peers will want to see: this node's, under an authority of the cluster.
+fn is_of_node(config: &Config, own: &[CertificateDer<'_>]) -> anyhow::Result<()> {
+    let (c, id) = (&config.cluster, config.node.id);
+    let context = || format!("[cluster] cert = {}", c.cert.display());
+    let leaf = own.first().with_context(context)?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).with_context(context)?;
+    let name = rustls::pki_types::ServerName::try_from(node_name(id)).with_context(context)?;
+    if leaf.verify_is_valid_for_subject_name(&name).is_err() {
+        bail!("{}: is not the certificate of node {id}; it must carry the name {}", context(), node_name(id));
+    }
+    let authorities = chain("[cluster] ca", &c.ca)?;
+    let anchors: Vec<_> = authorities
+        .iter()
+        .map(webpki::anchor_from_trusted_cert)
+        .collect::<Result<_, _>>()
+        .with_context(context)?;
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let now = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(clock::unix_s()));
+    let usage = webpki::KeyUsage::client_auth();
+    leaf.verify_for_usage(algorithms, &anchors, &own[1..], now, usage, None, None)
+        .with_context(|| format!("{}: not under [cluster] ca = {}", context(), c.ca.display()))?;
+    Ok(())
 }
 
 /// TLS for operators: only certificates of the authority are let in.
@@ -225,13 +250,22 @@ pub fn session_text(session: &rustls::CommonState) -> String {
 mod tests {
     use super::*;
 
-    /// A node's files with peer certificates that are valid for so many days.
+    /// The files of node 1 with peer certificates that are valid for so many days.
     fn load(days: i64) -> anyhow::Result<Vec<String>> {
+        load_as(1, days, false)
+    }
+
+    fn load_as(node: u64, days: i64, other_authority: bool) -> anyhow::Result<Vec<String>> {
         let dir = tempfile::tempdir()?;
         let pki = dir.path().join("pki");
         std::fs::create_dir_all(&pki)?;
         let authority = Authority::create(&pki, "test")?;
-        let (certificate, key) = authority.issue(vec![node_name(1)], "node 1", days)?;
+        let (certificate, key) = authority.issue(vec![node_name(node)], "node", days)?;
+        if other_authority {
+            std::fs::remove_file(pki.join("ca.crt"))?;
+            std::fs::remove_file(pki.join("ca.key"))?;
+            Authority::create(&pki, "other")?;
+        }
         write_new(&pki.join("node-1.crt"), &certificate, 0o644)?;
         write_new(&pki.join("node-1.key"), &key, 0o600)?;
         let file = dir.path().join("node-1.toml");
@@ -248,5 +282,14 @@ mod tests {
         assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].contains("[cluster] cert") && warnings[1].contains("[smtp] tls_cert"));
         assert!(load(400).unwrap().is_empty());
+    }
+
+    /// Peers would refuse it, but only when they connect again.
+    #[test]
+    fn a_peer_certificate_of_another_node_or_authority_is_refused_at_once() {
+        let error = load_as(2, 400, false).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("not the certificate of node 1"), "{error}");
+        let error = load_as(1, 400, true).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("not under [cluster] ca"), "{error}");
     }
 }

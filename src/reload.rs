@@ -67,6 +67,9 @@ impl Reload {
     /// What cannot be used. Nothing has changed.
     pub fn run(&mut self) -> anyhow::Result<Vec<String>> {
         let new = Config::load(&self.file)?;
+        if (&new.cluster.id, new.node.id) != (&self.config.cluster.id, self.config.node.id) {
+            anyhow::bail!("{}: [node] id and [cluster] id cannot change", self.file.display());
+        }
         // First all that can fail.
         let (peer_tls, warnings) = pki::peer_tls(&new)?;
         let admin_tls = pki::admin_tls(&new)?;
@@ -77,7 +80,9 @@ impl Reload {
             .with_context(|| format!("[log] output = {}", new.log.output))?;
         self.peer_tls.replace_by(&peer_tls);
         self.admin_tls.set(admin_tls);
-        self.admin.facts.set(Facts { config_hash: new.hash(), warnings });
+        let mut effective = self.config.clone();
+        effective.queue.lifetime = new.queue.lifetime;
+        self.admin.facts.set(Facts { config_hash: effective.hash(), warnings });
         self.admin.delivery.set_up(setup);
         let mut waiting = waiting(&self.config, &new);
         let mut shared: BTreeMap<SocketAddr, Shared> = shared.into_iter().collect();

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Identity, Log, LogPosition, Options, ReadError, Rows};
+use holdfast_storage::{Identity, Log, LogPosition, Options, Rows};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::log_store::LogStore;
-use crate::machine::{Applied, Delta, Machine, Origin, Reading, Refusal, Whole};
+use crate::machine::{Applied, ApplyError, Delta, Machine, Origin, Reading, Refusal, Whole};
 use crate::state_machine::StateMachine;
 use crate::types::TypeConfig;
 
@@ -21,7 +21,7 @@ struct Counter {
 impl Machine for Counter {
     fn attach(&mut self, _rows: Arc<dyn crate::machine::Rows>) {}
 
-    fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Result<Applied, ReadError> {
+    fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Result<Applied, ApplyError> {
         self.count += 1;
         Ok(Applied::default())
     }

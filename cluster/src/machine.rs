@@ -87,6 +87,19 @@ pub struct Whole {
 /// Reads the state that it was made of. May block for long.
 pub type Reading = Box<dyn FnOnce() -> Result<Whole, ReadError> + Send>;
 
+/// Why a committed command was not applied. The node ends: to go on without it would be another state than everybody else's.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A row that the command needs cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It was written by a version with other features.
+    #[error(
+        "the command of entry {0} has feature level {1}, which this version does not know; run the version that wrote it"
+    )]
+    UnknownFeature(LogIndex, u8),
+}
+
 /// The machine does not accept a proposal now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -103,8 +116,8 @@ pub trait Machine: Send + 'static {
     /// the same state. `body_bytes` is the length of the entry's body, 0 if it was erased before it came here.
     ///
     /// # Errors
-    /// If a row that it needs cannot be read. The state is void then, and the node ends.
-    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ReadError>;
+    /// [`ApplyError`]. The state is void then, and the node ends.
+    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ApplyError>;
 
     /// Asked on the leader before a command is proposed, under the lock that `apply` runs under.
     ///

@@ -113,7 +113,8 @@ fn egress_addresses_are_published() {
     let status = nodes.status().unwrap();
     for node in status["nodes"].as_array().unwrap() {
         let id = node["id"].as_u64().unwrap();
-        assert_eq!(node["egress"], serde_json::json!([format!("127.0.0.{id}")]), "{status}");
+        // The other family is the system's choice, if the machine has it.
+        assert_eq!(node["egress"][0], format!("127.0.0.{id}"), "{status}");
         assert_eq!(node["accepting"], true, "{status}");
     }
     let table = nodes.ask(&["status"]).stdout;

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use holdfast_cluster::{Bytes, Cluster, Fence, ProposeError};
+use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, ProposeError};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::clock;
 use crate::deliver::leader::Delivery;
 use crate::deliver::route::{is_held, lifetime_ms, pending_under, target};
 use crate::live::Live;
-use crate::queue::command::{Command, Route, RouteChange, TlsPolicy};
+use crate::queue::command::{Answer, Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
 use crate::queue::{Message, MessageId, Queue};
 use crate::receive::intake::Intake;
@@ -199,7 +199,7 @@ impl Admin {
                 let tls =
                     TlsPolicy::parse(&tls).ok_or_else(|| failed(&format!("`{tls}` is no TLS policy")))?;
                 let route = Route { hosts: to, tls, tls_min, lifetime_ms };
-                self.propose(Command::Route { domain, change: RouteChange::Set(route) }).await
+                self.change_route(&domain, RouteChange::Set(route), None).await.map(drop)
             }
             Request::RouteRemove { domain, waiting } => {
                 let item = self.remove_route(&domain.to_ascii_lowercase(), waiting).await?;
@@ -224,7 +224,7 @@ impl Admin {
                 if self.cluster.leading().is_none() {
                     return Err(failed("this node does not lead"));
                 }
-                let ids = self.select(&selector, |queue, m| !is_held(queue, m)).await?;
+                let ids = self.select(&selector, can_be_tried).await?;
                 let count = ids.len();
                 self.delivery.retry_now(ids);
                 tell.send(json!({ "retried": count })).await.map_err(gone)
@@ -244,40 +244,68 @@ impl Admin {
         }
     }
 
-    async fn propose(&self, command: Command) -> Result<(), Failure> {
+    async fn propose(&self, command: Command) -> Result<Option<Answer>, Failure> {
         let deadline = clock::after(Duration::from_secs(15));
         match self.cluster.propose(command.encode().into(), Bytes::new(), Fence::Any, false, deadline).await {
-            Ok(_) => Ok(()),
+            Ok(proposed) => Ok(Answer::decode(&proposed.outcome)),
             Err(e) => Err(not_done(&e)),
         }
     }
 
-    /// Removes a route. Mail for it that comes in meanwhile is held, as it was taken for the route's sake.
+    /// Changes a route if it is still what was seen; whether it was.
+    async fn change_route(
+        &self,
+        domain: &str,
+        change: RouteChange,
+        only_if: Option<LogIndex>,
+    ) -> Result<bool, Failure> {
+        let command = Command::Route { domain: domain.into(), change, only_if };
+        self.propose(command).await.map(|answer| answer != Some(Answer::Changed))
+    }
+
+    /// Removes a route. It is held first, so that nothing is delivered, nothing more is taken for it, and what waits is seen
+    /// whole. Mail that is still coming in was taken for the route's sake, and is held once it is gone, or goes by a wider one.
     async fn remove_route(&self, domain: &str, waiting: Waiting) -> Result<Value, Failure> {
-        if !lock(&self.queue).routes().contains_key(domain) {
-            return Err(failed(&format!("there is no route for {domain}")));
+        if self.cluster.leading().is_none() {
+            return Err(failed("this node does not lead"));
         }
-        let change = |change| self.propose(Command::Route { domain: domain.into(), change });
-        let waits = self.under(domain).await.len();
-        let (mut held, mut bounced) = (0, 0);
-        match waiting {
-            _ if waits == 0 => change(RouteChange::Remove).await?,
-            Waiting::Refuse => {
-                return Err(failed(&format!(
-                    "{waits} messages wait for {domain}: deliver or remove them first, keep them with --hold, or return \
-                     them to their senders with --bounce"
-                )));
+        let meanwhile = || failed(&format!("the route of {domain} was changed meanwhile: look again"));
+        let entry = lock(&self.queue).routes().get(domain).cloned();
+        let Some(entry) = entry else { return Err(failed(&format!("there is no route for {domain}"))) };
+        let refuse = |waits: usize| {
+            failed(&format!(
+                "{waits} messages wait for {domain}: deliver or remove them first, keep them with --hold, or return them to \
+                 their senders with --bounce"
+            ))
+        };
+        if waiting == Waiting::Refuse {
+            // A look before anything is touched.
+            match self.under(domain).await.len() {
+                0 => {}
+                waits => return Err(refuse(waits)),
             }
-            Waiting::Hold => {
-                change(RouteChange::Hold).await?;
-                held = self.under(domain).await.len();
+        }
+        if !self.change_route(domain, RouteChange::Hold, Some(entry.made_by)).await? {
+            return Err(meanwhile());
+        }
+        let Some(held_by) = self.held_by(domain) else { return Err(meanwhile()) };
+        let waits = self.under(domain).await.len();
+        let mut bounced = 0;
+        match waiting {
+            _ if waits == 0 => {}
+            Waiting::Hold => return Ok(json!({ "domain": domain, "held": waits, "bounced": 0 })),
+            Waiting::Refuse => {
+                let back = entry.route.map_or(RouteChange::Hold, RouteChange::Set);
+                self.change_route(domain, back, Some(held_by)).await?;
+                return Err(refuse(waits));
             }
             Waiting::Bounce => {
-                // Nothing more is delivered from here on, and nothing more is taken.
-                change(RouteChange::Hold).await?;
                 let deadline = clock::after(BOUNCE_WAIT);
                 let left = loop {
                     let ids = self.under(domain).await;
+                    if self.held_by(domain) != Some(held_by) {
+                        return Err(meanwhile());
+                    }
                     if ids.is_empty() || clock::now() > deadline {
                         break ids.len();
                     }
@@ -290,10 +318,18 @@ impl Admin {
                          back: remove the route again"
                     )));
                 }
-                change(RouteChange::Remove).await?;
             }
         }
-        Ok(json!({ "domain": domain, "held": held, "bounced": bounced }))
+        if !self.change_route(domain, RouteChange::Remove, Some(held_by)).await? {
+            return Err(meanwhile());
+        }
+        Ok(json!({ "domain": domain, "held": 0, "bounced": bounced }))
+    }
+
+    /// The log entry by which a domain's mail is held, if it is.
+    fn held_by(&self, domain: &str) -> Option<LogIndex> {
+        let queue = lock(&self.queue);
+        queue.routes().get(domain).filter(|entry| entry.route.is_none()).map(|entry| entry.made_by)
     }
 
     /// Messages that wait and stand under a name in the table of routes.
@@ -433,6 +469,11 @@ impl Admin {
             },
         })
     }
+}
+
+/// Whether any of it may be tried now.
+fn can_be_tried(queue: &Queue, m: &Message) -> bool {
+    m.pending().any(|n| target(queue, &m.envelope.recipients[n as usize]).is_some())
 }
 
 fn message_state(queue: &Queue, m: &Message) -> &'static str {

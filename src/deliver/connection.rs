@@ -69,20 +69,25 @@ fn broken(status: &str, why: impl std::fmt::Display) -> Broken {
 }
 
 impl Dialer {
-    /// The addresses from which connections come: those that are set, or what the system would choose for a destination far
-    /// away. Sends nothing.
+    /// The addresses from which connections come, one of each family: that which is set, or what the system would choose for a
+    /// destination far away. Sends nothing.
     pub fn egress(&self) -> Vec<IpAddr> {
-        if !self.bind.is_empty() {
-            return self.bind.clone();
-        }
         // Addresses that are reserved for documentation (RFC 5737, RFC 3849): a route to anywhere is one to them.
         let far = [("0.0.0.0:0", "192.0.2.1:25"), ("[::]:0", "[2001:db8::1]:25")];
-        let chosen = far.into_iter().filter_map(|(any, far)| {
-            let socket = std::net::UdpSocket::bind(any).ok()?;
-            socket.connect(far).ok()?;
-            Some(socket.local_addr().ok()?.ip())
+        let each = far.into_iter().filter_map(|(any, far)| {
+            let far: std::net::SocketAddr = far.parse().ok()?;
+            self.source(far.ip()).or_else(|| {
+                let socket = std::net::UdpSocket::bind(any).ok()?;
+                socket.connect(far).ok()?;
+                Some(socket.local_addr().ok()?.ip())
+            })
         });
-        chosen.collect()
+        each.collect()
+    }
+
+    /// The address that is set for destinations of this one's family.
+    fn source(&self, destination: IpAddr) -> Option<IpAddr> {
+        self.bind.iter().find(|a| a.is_ipv4() == destination.is_ipv4()).copied()
     }
 
     /// Connects, greets and encrypts as the policy asks.
@@ -123,8 +128,8 @@ impl Dialer {
             IpAddr::V6(_) => TcpSocket::new_v6(),
         }
         .map_err(lost)?;
-        if let Some(source) = self.bind.iter().find(|a| a.is_ipv4() == host.address.is_ipv4()) {
-            socket.bind((*source, 0).into()).map_err(lost)?;
+        if let Some(source) = self.source(host.address.ip()) {
+            socket.bind((source, 0).into()).map_err(lost)?;
         }
         let stream = timeout(self.connect_timeout, socket.connect(host.address))
             .await
@@ -187,7 +192,8 @@ impl Connection {
         let config = dialer.tls.config(trust, oldest).map_err(|e| broken("4.7.5", format!("TLS: {e}")))?;
         let name = match trust {
             Trust::Dane(anchors) => anchors.name(),
-            _ => self.host.name.as_str(),
+            Trust::WebPki => self.host.verified_as.as_str(),
+            Trust::Any => self.host.name.as_str(),
         };
         let name = ServerName::try_from(name.to_owned())
             .unwrap_or_else(|_| ServerName::from(self.host.address.ip()));

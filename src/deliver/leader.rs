@@ -123,7 +123,7 @@ impl Delivery {
         setup: Setup,
     ) -> Delivery {
         Delivery {
-            settler: Settler::new(cluster.clone()),
+            settler: Settler::new(cluster.clone(), queue.clone()),
             cluster,
             queue,
             log,
@@ -348,12 +348,11 @@ impl Delivery {
                 continue;
             };
             let pending: Vec<u16> = message.pending().collect();
+            job.recipients.retain(|n| pending.contains(n));
+            self.send_elsewhere(reign, &mut scheduler, &queue, &message, key, &mut job);
             let mut in_hand = lock(&self.in_hand);
-            job.recipients.retain(|n| {
-                pending.contains(n)
-                    && !self.settler.is_under_way(job.id, *n)
-                    && !in_hand.contains(&(job.id, *n))
-            });
+            job.recipients
+                .retain(|n| !self.settler.is_under_way(job.id, *n) && !in_hand.contains(&(job.id, *n)));
             if job.recipients.is_empty() {
                 continue;
             }
@@ -383,15 +382,43 @@ impl Delivery {
         if !queue.contains(job.id) || queue.is_ahead(job.id) {
             return; // it left, or the survey finds it
         }
-        let known = lock(&reign.targets).contains_key(key);
+        let Some(message) = queue.message(job.id) else { return };
+        let mut job = job;
+        if lock(&reign.targets).contains_key(key) {
+            self.send_elsewhere(reign, &mut scheduler, &queue, &message, key, &mut job);
+        } else {
+            self.schedule(reign, &mut scheduler, &queue, &message, &mut BTreeMap::new(), |_| true);
+            return;
+        }
         match at_ms {
-            _ if !known => {
-                if let Some(message) = queue.message(job.id) {
-                    self.schedule(reign, &mut scheduler, &queue, &message, &mut BTreeMap::new(), |_| true);
-                }
-            }
+            _ if job.recipients.is_empty() => {}
             Some(at) => scheduler.add_later(key, job, at),
             None => scheduler.give_back(key, job),
+        }
+    }
+
+    /// Takes those recipients out of a job whose route is another one by now, or that are held, and gives them to where they
+    /// belong. A destination may serve many domains: that it is still known says nothing of this one.
+    fn send_elsewhere(
+        &self,
+        reign: &Reign,
+        scheduler: &mut Scheduler,
+        queue: &Queue,
+        message: &Message,
+        key: &Key,
+        job: &mut Job,
+    ) {
+        let recipients = &message.envelope.recipients;
+        let stays = |n: &u16| {
+            recipients
+                .get(*n as usize)
+                .and_then(|r| target(queue, r))
+                .is_some_and(|target| target.key == *key)
+        };
+        let (own, others): (Vec<u16>, Vec<u16>) = job.recipients.iter().partition(|n| stays(n));
+        if !others.is_empty() {
+            job.recipients = own;
+            self.schedule(reign, scheduler, queue, message, &mut BTreeMap::new(), |n| others.contains(n));
         }
     }
 

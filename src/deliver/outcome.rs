@@ -257,11 +257,14 @@ impl Delivery {
         self.log_outcomes(message, &outcomes, 0, "none", Default::default());
         let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
         self.settle_with_notice(message, outcomes, 0, None, Fence::Term(term)).await;
+        let mut queue = lock(&self.queue);
         self.let_go(message.id, &recipients);
+        // Its job was dropped if its turn came meanwhile; and the settlement may have failed already.
+        queue.reschedule(message.id);
     }
 
-    /// Returns to their senders the recipients of these messages that stand under a route, but for those that a connection has in
-    /// hand. Only a leader may; how many recipients it gave up.
+    /// Returns to their senders the recipients of these messages that are held under a name in the table of routes, but for those
+    /// that a connection has in hand. Only a leader may; how many recipients it gave up.
     ///
     /// # Errors
     /// [`ProposeError::NotTaken`] if this node does not lead, or no more.
@@ -286,12 +289,16 @@ impl Delivery {
         Ok(count)
     }
 
-    /// Takes in hand what stands under a route and nobody else has.
+    /// Takes in hand what is held under a name and nobody else has.
     fn take_under(&self, route: &str, ids: &[MessageId]) -> Vec<(Arc<Message>, Vec<Outcome>)> {
         let mut queue = lock(&self.queue);
         let mut in_hand = lock(&self.in_hand);
         let mut taken = Vec::new();
         for id in ids {
+            // Somebody may have set the route again since the operator asked.
+            if queue.routes().get(route).is_none_or(|entry| entry.route.is_some()) {
+                break;
+            }
             let Some(message) = queue.message(*id) else { continue };
             let free = |n: &u16| !self.settler.is_under_way(*id, *n) && !in_hand.contains(&(*id, *n));
             let outcomes: Vec<Outcome> = pending_under(&queue, &message, route)

@@ -9,7 +9,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::dnssec::TrustAnchors;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 use super::dane::{Anchors, Tlsa};
 use super::route::Way;
@@ -21,6 +21,8 @@ use crate::queue::command::TlsPolicy;
 const HOSTS_MAX: usize = 10;
 /// Addresses of one host that are tried at the most.
 const ADDRESSES_MAX: usize = 5;
+/// Aliases that are followed for one name.
+const ALIASES_MAX: usize = 8;
 /// Said where nothing can be looked up.
 const NO_SERVER: &str = "4.4.3 no name server is configured";
 
@@ -31,6 +33,8 @@ pub struct Host {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// The name that its certificate must have if WebPKI is to vouch for it.
+    pub verified_as: String,
     /// What its TLSA records vouch for, if that was asked.
     pub anchors: Option<Arc<Anchors>>,
 }
@@ -52,10 +56,37 @@ pub struct Resolve {
 }
 
 /// Records of one name and type.
+#[derive(Debug, PartialEq)]
 struct Found {
-    records: Vec<(String, RData)>,
-    /// Whether each of them is signed, up to the trust anchor.
+    /// Whose they are: the name that was asked for, or what it is an alias of.
+    owner: String,
+    records: Vec<RData>,
+    /// Whether each of them, and each alias on the way, is signed up to the trust anchor.
     secure: bool,
+}
+
+fn text(name: &Name) -> String {
+    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// Finds the records of `name` in an answer, by way of its aliases. Whatever else stands in it counts for nothing, however well it
+/// is signed: it may be somebody else's.
+fn follow(answers: &[Record], name: &str, kind: RecordType) -> Option<Found> {
+    let mut owner = name.trim_end_matches('.').to_ascii_lowercase();
+    let mut secure = true;
+    for _ in 0..ALIASES_MAX {
+        let of = |kind| answers.iter().filter(move |r| r.record_type() == kind);
+        let own: Vec<&Record> = of(kind).filter(|r| text(&r.name) == owner).collect();
+        if !own.is_empty() {
+            secure &= own.iter().all(|r| r.proof.is_secure());
+            return Some(Found { owner, records: own.iter().map(|r| r.data.clone()).collect(), secure });
+        }
+        let alias = of(RecordType::CNAME).find(|r| text(&r.name) == owner)?;
+        let RData::CNAME(to) = &alias.data else { return None };
+        secure &= alias.proof.is_secure();
+        owner = text(&to.0);
+    }
+    None
 }
 
 enum Nothing {
@@ -124,6 +155,13 @@ impl Resolve {
                 None => self.mx(domain, dane).await?,
             },
         };
+        // The name of an MX is worth no more than the answer it came in: if that is not secure, the certificate must be the domain's.
+        let secure_mx = match way {
+            Way::Mx(domain) if policy == TlsPolicy::Verify => {
+                self.lookup(domain, RecordType::MX, true).await.is_ok_and(|found| found.secure)
+            }
+            _ => true,
+        };
         let next_hop = match way {
             Way::Mx(domain) => Some(domain.as_str()),
             Way::Hosts(_) => None,
@@ -141,6 +179,7 @@ impl Resolve {
                     hosts.extend(addresses.into_iter().take(ADDRESSES_MAX).map(|address| Host {
                         name: name.clone(),
                         address: SocketAddr::new(address, port),
+                        verified_as: next_hop.filter(|_| !secure_mx).unwrap_or(&name).to_owned(),
                         anchors: anchors.clone(),
                     }));
                 }
@@ -191,16 +230,16 @@ impl Resolve {
             if !found.secure {
                 return Err(format!("4.7.5 the addresses of {name} are not secured by DNSSEC"));
             }
-            for (owner, data) in found.records {
+            for data in found.records {
                 let address = match data {
                     RData::A(a) => IpAddr::V4(a.0),
                     RData::AAAA(a) => IpAddr::V6(a.0),
                     _ => continue,
                 };
                 addresses.push(address);
-                if !names.contains(&owner) {
-                    names.push(owner);
-                }
+            }
+            if !names.contains(&found.owner) {
+                names.push(found.owner);
             }
         }
         if addresses.is_empty() {
@@ -216,7 +255,7 @@ impl Resolve {
                 // A failed lookup is no proof that there is none.
                 Err(Nothing::Failed(why)) => return Err(format!("4.7.5 TLSA of {base}: {why}")),
             };
-            let tlsa = |(_, data)| match data {
+            let tlsa = |data| match data {
                 RData::TLSA(tlsa) => Some(Tlsa {
                     usage: tlsa.cert_usage.into(),
                     selector: tlsa.selector.into(),
@@ -248,30 +287,30 @@ impl Resolve {
             Err(e) if e.is_no_records_found() => return Err(Nothing::NoRecords),
             Err(e) => return Err(Nothing::Failed(e.to_string())),
         };
-        let lower = |name: &Name| name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
-        let secure = found.answers().iter().all(|record| record.proof.is_secure());
-        let records = found.answers().iter().filter(|record| record.record_type() == kind);
-        let records: Vec<_> = records.map(|record| (lower(&record.name), record.data.clone())).collect();
-        if records.is_empty() { Err(Nothing::NoRecords) } else { Ok(Found { records, secure }) }
+        follow(found.answers(), name, kind).ok_or(Nothing::NoRecords)
     }
 
     /// MX hosts by preference, equals in any order; the domain itself if it has none (RFC 5321 §5.1).
-    async fn mx(&self, domain: &str, dane: bool) -> Result<Vec<(String, u16)>, NoHost> {
-        let found = match self.lookup(domain, RecordType::MX, dane).await {
+    async fn mx(&self, domain: &str, strict: bool) -> Result<Vec<(String, u16)>, NoHost> {
+        let found = match self.lookup(domain, RecordType::MX, strict).await {
             Ok(found) => found,
+            // Under `dane` nothing is believed that is not proven, and hickory does not say whether a denial was.
+            Err(Nothing::NoName) if strict => {
+                return Err(NoHost::Later(format!("4.1.2 domain {domain} does not exist")));
+            }
             Err(Nothing::NoName) => {
                 return Err(NoHost::Failed(format!("5.1.2 domain {domain} does not exist")));
             }
             Err(Nothing::NoRecords) => return Ok(vec![(domain.into(), 25)]),
             Err(Nothing::Failed(why)) => return Err(NoHost::Later(format!("4.4.3 MX of {domain}: {why}"))),
         };
-        if dane && !found.secure {
+        if strict && !found.secure {
             return Err(NoHost::Later(format!("4.7.5 the MX of {domain} is not secured by DNSSEC")));
         }
         let mut hosts: Vec<(u16, u32, String)> = found
             .records
             .iter()
-            .filter_map(|(_, data)| match data {
+            .filter_map(|data| match data {
                 RData::MX(mx) => {
                     let name = mx.exchange.to_ascii().trim_end_matches('.').to_ascii_lowercase();
                     Some((mx.preference, clock::random(), name))
@@ -289,5 +328,49 @@ impl Resolve {
             return Ok(vec![(domain.into(), 25)]);
         }
         Ok(hosts.into_iter().map(|(_, _, name)| (name, 25)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::dnssec::Proof;
+    use hickory_resolver::proto::rr::rdata::{A, CNAME};
+
+    use super::*;
+
+    fn record(owner: &str, data: RData, proof: Proof) -> Record {
+        let mut record = Record::from_rdata(Name::from_ascii(owner).unwrap(), 60, data);
+        record.proof = proof;
+        record
+    }
+
+    fn a(last: u8) -> RData {
+        RData::A(A::new(192, 0, 2, last))
+    }
+
+    fn alias(to: &str) -> RData {
+        RData::CNAME(CNAME(Name::from_ascii(to).unwrap()))
+    }
+
+    /// An answer may hold records of somebody who signs as well as anybody.
+    #[test]
+    fn only_records_of_the_name_that_was_asked_for_count() {
+        use Proof::{Indeterminate, Insecure, Secure};
+        let evil = || record("mx.evil.example.", a(66), Secure);
+        let found = |answers: &[Record]| {
+            follow(answers, "MX.victim.example", RecordType::A).map(|f| (f.owner, f.records.len(), f.secure))
+        };
+        let own = |proof| record("mx.victim.example.", a(1), proof);
+        let owner = || "mx.victim.example".to_string();
+        assert_eq!(found(&[evil(), own(Secure), evil()]), Some((owner(), 1, true)));
+        assert_eq!(found(&[evil()]), None);
+        assert_eq!(found(&[evil(), own(Insecure)]), Some((owner(), 1, false)));
+        assert_eq!(found(&[own(Secure), own(Indeterminate)]), Some((owner(), 2, false)));
+        let to = |name: &str, proof| record("mx.victim.example.", alias(name), proof);
+        let host = |proof| record("host.example.", a(2), proof);
+        let other = || "host.example".to_string();
+        assert_eq!(found(&[host(Secure), to("host.example.", Secure), evil()]), Some((other(), 1, true)));
+        assert_eq!(found(&[host(Secure), to("host.example.", Insecure)]), Some((other(), 1, false)));
+        assert_eq!(found(&[to("mx.victim.example.", Secure)]), None, "an alias of itself");
     }
 }

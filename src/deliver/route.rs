@@ -105,7 +105,7 @@ mod tests {
         let mut queue = Queue::default();
         for (n, (domain, change)) in changes.iter().enumerate() {
             let at = LogPosition { term: Term(1), index: LogIndex(n as u64 + 1) };
-            let command = Command::Route { domain: (*domain).into(), change: change.clone() };
+            let command = Command::Route { domain: (*domain).into(), change: change.clone(), only_if: None };
             queue.apply(at, &command.encode(), 0).unwrap();
         }
         queue
@@ -152,12 +152,12 @@ mod tests {
         let too_old = |queue: &Queue, now| is_too_old(queue, born, &recipient(false), 5000, Tick(now));
         let mut queue = changed(&[("a.example", to("own"))]);
         assert_eq!((too_old(&queue, 999), too_old(&queue, 1000)), (false, true), "its route's lifetime");
-        let hold = Command::Route { domain: "a.example".into(), change: RouteChange::Hold };
+        let hold = Command::Route { domain: "a.example".into(), change: RouteChange::Hold, only_if: None };
         let at = LogPosition { term: Term(1), index: LogIndex(100) };
         queue.apply(at, &hold.encode(), 0).unwrap();
         assert!(!too_old(&queue, 1_000_000), "held");
         tick(&mut queue, 1_000_000);
-        let set = Command::Route { domain: "a.example".into(), change: to("own") };
+        let set = Command::Route { domain: "a.example".into(), change: to("own"), only_if: None };
         queue.apply(at, &set.encode(), 0).unwrap();
         assert_eq!((too_old(&queue, 1_000_999), too_old(&queue, 1_001_000)), (false, true), "released");
         assert!(!too_old(&changed(&[]), 1_000_000), "its route is gone");

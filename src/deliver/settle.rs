@@ -12,8 +12,8 @@ use holdfast_cluster::{Cluster, Fence, ProposeError};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::clock;
-use crate::queue::MessageId;
 use crate::queue::command::{Command, Fate, Notice, Outcome};
+use crate::queue::{MessageId, Queue};
 
 /// Results wait this long for company.
 const GATHER: Duration = Duration::from_millis(5);
@@ -45,10 +45,10 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    pub(super) fn new(cluster: Cluster) -> Settler {
+    pub(super) fn new(cluster: Cluster, scheduled: Arc<Mutex<Queue>>) -> Settler {
         let (queue, results) = mpsc::channel(QUEUE_MAX);
         let under_way = Arc::new(Mutex::new(BTreeSet::new()));
-        tokio::spawn(gather(cluster, results, under_way.clone()));
+        tokio::spawn(gather(cluster, scheduled, results, under_way.clone()));
         Settler { queue, under_way }
     }
 
@@ -86,7 +86,12 @@ fn final_ones(outcomes: &[Outcome]) -> impl Iterator<Item = (MessageId, u16)> + 
 
 type UnderWay = Arc<Mutex<BTreeSet<(MessageId, u16)>>>;
 
-async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under_way: UnderWay) {
+async fn gather(
+    cluster: Cluster,
+    queue: Arc<Mutex<Queue>>,
+    mut results: mpsc::Receiver<Settlement>,
+    under_way: UnderWay,
+) {
     let room = Arc::new(Semaphore::new(PROPOSALS_MAX));
     while let Some(first) = results.recv().await {
         let mut outcomes = Vec::new();
@@ -118,7 +123,7 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
         }
         for (outcomes, notice, octets, fence) in alone {
             let Ok(permit) = room.clone().acquire_owned().await else { return };
-            let (cluster, under_way) = (cluster.clone(), under_way.clone());
+            let (cluster, queue, under_way) = (cluster.clone(), queue.clone(), under_way.clone());
             tokio::spawn(async move {
                 let names: BTreeSet<(MessageId, u16)> = final_ones(&outcomes).collect();
                 let command: Bytes = Command::Settle { outcomes, notice }.encode().into();
@@ -138,8 +143,12 @@ async fn gather(cluster: Cluster, mut results: mpsc::Receiver<Settlement>, under
                         Err(e) => tracing::warn!(error = %e, results = names.len(), "settling; trying again"),
                     }
                 }
-                let mut under_way = under_way.lock().unwrap_or_else(PoisonError::into_inner);
-                under_way.retain(|name| !names.contains(name));
+                under_way.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !names.contains(name));
+                if fence != Fence::Any {
+                    // A decision that was not committed leaves recipients that nobody tries.
+                    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                    names.iter().for_each(|(id, _)| queue.reschedule(*id));
+                }
                 drop(permit);
             });
         }

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_cluster::{
-    Applied, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Reading, Refusal, Rows, Whole,
+    Applied, ApplyError, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Reading, Refusal, Rows,
+    Whole,
 };
 
-use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, RouteChange};
+use super::command::{Answer, Command, FEATURE, Fate, Notice, Outcome, PieceRef, RouteChange};
 use super::message::{Envelope, Message, MessageId, State, Tick};
 use super::messages::{Messages, Page, Totals};
 use super::tables::{RouteEntry, Tables};
@@ -398,17 +399,29 @@ impl Queue {
         Ok(Answer::Done)
     }
 
-    fn route_changed(&mut self, domain: String, change: RouteChange) {
+    fn change_route(
+        &mut self,
+        at: LogPosition,
+        domain: String,
+        change: RouteChange,
+        only_if: Option<LogIndex>,
+    ) -> Answer {
+        let stands = self.tables.routes.get(&domain).map(|entry| entry.made_by);
+        if only_if.is_some() && only_if != stands {
+            return Answer::Changed;
+        }
+        self.note(Change::Routes);
         let since = self.tables.now;
         let route = match change {
             RouteChange::Set(route) => Some(route),
             RouteChange::Hold => None,
             RouteChange::Remove => {
                 self.tables.routes.remove(&domain);
-                return;
+                return Answer::Done;
             }
         };
-        self.tables.routes.insert(domain, RouteEntry { route, since });
+        self.tables.routes.insert(domain, RouteEntry { route, since, made_by: at.index });
+        Answer::Done
     }
 
     fn tick(&mut self, now: Tick, erase: &mut Vec<LogIndex>) {
@@ -435,7 +448,7 @@ impl Machine for Queue {
         self.messages = Messages::with_rows(rows);
     }
 
-    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ReadError> {
+    fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ApplyError> {
         let mut erase = Vec::new();
         let answer = match Command::decode(command) {
             Ok(Command::Accept { id, envelope, size, pieces }) => {
@@ -450,12 +463,11 @@ impl Machine for Queue {
                 self.tick(now, &mut erase);
                 Answer::Done
             }
-            Ok(Command::Route { domain, change }) => {
-                self.route_changed(domain, change);
-                self.note(Change::Routes);
-                Answer::Done
-            }
-            Err(_) => Answer::Malformed,
+            Ok(Command::Route { domain, change, only_if }) => self.change_route(at, domain, change, only_if),
+            Err(_) => match command.first() {
+                Some(level) if *level != FEATURE => return Err(ApplyError::UnknownFeature(at.index, *level)),
+                _ => Answer::Malformed,
+            },
         };
         if cfg!(debug_assertions) {
             self.check_touched();

@@ -1,14 +1,15 @@
-//! Pure. The commands of the replicated queue, and their bytes: a feature level (1 byte, 1), then bincode. What is written here
+//! Pure. The commands of the replicated queue, and their bytes: a feature level (1 byte, 2), then bincode. What is written here
 //! is read by every later version.
 
 use bincode::{Decode, Encode};
+use holdfast_cluster::LogIndex;
 use holdfast_storage::codec::{CodecError, decode, encode};
 use serde::{Deserialize, Serialize};
 
 use super::message::{Envelope, MessageId, Tick};
 
 /// The feature level of the commands below.
-pub const FEATURE: u8 = 1;
+pub const FEATURE: u8 = 2;
 
 /// Most recipients of one message (RFC 5321 §4.5.3.1.8 asks for at least 100).
 pub const RECIPIENTS_MAX: usize = 1000;
@@ -72,14 +73,14 @@ pub struct Route {
     pub lifetime_ms: Option<u64>,
 }
 
-/// What becomes of a domain's route.
+/// What becomes of a domain's entry in the table of routes.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum RouteChange {
     /// Its mail goes there from now on.
     Set(Route),
-    /// It is gone; mail that waits for it is held until there is one again.
+    /// Its mail is held until there is a route again.
     Hold,
-    /// It is gone, and so is what held its mail.
+    /// There is none any more.
     Remove,
 }
 
@@ -184,6 +185,8 @@ pub enum Command {
         domain: String,
         /// What becomes of it.
         change: RouteChange,
+        /// Counts only if the entry is still the one that this log entry made.
+        only_if: Option<LogIndex>,
     },
 }
 
@@ -206,6 +209,8 @@ pub enum Answer {
     NoRoom,
     /// The command does not decode.
     Malformed,
+    /// The route was changed by somebody else meanwhile.
+    Changed,
 }
 
 impl Command {

@@ -226,12 +226,43 @@ mod tests {
         };
         for domain in ["*", "a.example", ".b.example"] {
             let change = crate::queue::command::RouteChange::Set(route.clone());
-            w.apply(Command::Route { domain: domain.into(), change }, 0);
+            w.apply(Command::Route { domain: domain.into(), change, only_if: None }, 0);
         }
         let name = |domain| w.queue.route(domain).map(|(name, _)| name.to_string());
         assert_eq!(name("a.example").as_deref(), Some("a.example"));
         assert_eq!(name("x.b.example").as_deref(), Some(".b.example"));
         assert_eq!(name("b.example").as_deref(), Some("*"));
+    }
+
+    /// Who acts on what he saw does not undo what another did since.
+    #[test]
+    fn a_change_to_a_route_counts_only_if_the_route_is_still_that() {
+        use crate::queue::command::RouteChange::{Hold, Remove};
+        let mut w = World::new();
+        let route = |w: &mut World, change, only_if| {
+            w.apply(Command::Route { domain: "a.example".into(), change, only_if }, 0)
+        };
+        let made_by = |w: &World| w.queue.routes().get("a.example").map(|entry| entry.made_by);
+        assert_eq!(route(&mut w, Remove, Some(LogIndex(1))), Answer::Changed, "there is none");
+        assert_eq!(route(&mut w, Hold, None), Answer::Done);
+        let first = made_by(&w);
+        assert_eq!(route(&mut w, Hold, None), Answer::Done);
+        assert_eq!(route(&mut w, Remove, first), Answer::Changed);
+        let second = made_by(&w);
+        assert!(second.is_some() && second != first);
+        assert_eq!(route(&mut w, Remove, second), Answer::Done);
+        assert_eq!(made_by(&w), None);
+    }
+
+    /// What another version wrote is not skipped: accepted mail would be missing here and nowhere else.
+    #[test]
+    fn p1_a_command_of_another_version_stops_the_node() {
+        let mut queue = Queue::default();
+        let mut command = Command::Tick { now: Tick(1) }.encode();
+        let at = LogPosition { term: Term(1), index: LogIndex(1) };
+        assert!(queue.apply(at, &command, 0).is_ok());
+        command[0] = crate::queue::command::FEATURE + 1;
+        assert!(queue.apply(at, &command, 0).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
+use holdfast_cluster::LogIndex;
 use holdfast_storage::codec::{decode_large, encode};
 
 use super::apply::Pieces;
@@ -16,6 +17,8 @@ pub struct RouteEntry {
     pub route: Option<Route>,
     /// Since when it is so.
     pub since: Tick,
+    /// The log entry that made it so.
+    pub made_by: LogIndex,
 }
 
 /// The small tables.

@@ -35,8 +35,8 @@ const PIECE_BYTES: usize = holdfast_cluster::BODY_BYTES_MAX;
 const PIECES_IN_FLIGHT_MAX: usize = 4;
 /// What a session takes from the memory for messages at a time.
 const MEMORY_STEP_BYTES: usize = 32 << 10;
-/// How long a message waits for memory in all before it is refused with 452. Not for each step of it: messages that hold some
-/// and wait for more would keep each other waiting for as many times as there are steps.
+/// How long a message waits for memory without getting on before it is refused with 452. Not for each step of it: messages that
+/// hold some and wait for more would keep each other waiting for as many times as there are steps.
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// More `Received` headers than this mean a loop (RFC 5321 §6.3).
 const HOPS_MAX: usize = 100;
@@ -75,6 +75,8 @@ struct Client {
     stream: Box<dyn Stream>,
     buffer: BytesMut,
     peer: SocketAddr,
+    /// Whether the peer's network may give it rights; not that of a load balancer which does not say for whom it speaks.
+    is_named: bool,
     /// The session's number in the log.
     number: u64,
     tls: Option<String>,
@@ -83,6 +85,7 @@ struct Client {
 struct Here<'a> {
     shared: &'a Shared,
     peer: SocketAddr,
+    is_named: bool,
 }
 
 impl World for Here<'_> {
@@ -91,7 +94,8 @@ impl World for Here<'_> {
             let queue = self.shared.intake.queue();
             queue.route(domain).is_some_and(|(name, entry)| name != "*" && entry.route.is_some())
         };
-        policy::recipient(self.peer.ip(), &self.shared.relay_networks, routed)
+        let networks = if self.is_named { self.shared.relay_networks.as_slice() } else { &[] };
+        policy::recipient(self.peer.ip(), networks, routed)
     }
 
     fn not_accepting(&self) -> Option<Reply> {
@@ -102,14 +106,21 @@ impl World for Here<'_> {
 /// Why a connection ended, for the debug log; none of it is an error of ours.
 type Ended = Result<(), String>;
 
-/// Serves one client to the end.
-pub async fn serve(shared: Arc<Shared>, stream: tokio::net::TcpStream, peer: SocketAddr, number: u64) {
+/// Serves one client to the end. `is_named` is false for a load balancer that speaks for nobody: its own address gives it no rights.
+pub async fn serve(
+    shared: Arc<Shared>,
+    stream: tokio::net::TcpStream,
+    peer: SocketAddr,
+    is_named: bool,
+    number: u64,
+) {
     let who = format!("unknown[{}]", peer.ip());
     shared.log.line(number, Service::Smtpd, format!("connect from {who}"));
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!(error = %e, "TCP_NODELAY");
     }
-    let client = Client { stream: Box::new(stream), buffer: BytesMut::new(), peer, number, tls: None };
+    let client =
+        Client { stream: Box::new(stream), buffer: BytesMut::new(), peer, is_named, number, tls: None };
     match converse(&shared, client).await {
         Ok(()) => {}
         Err(why) => {
@@ -153,7 +164,9 @@ async fn converse(shared: &Shared, mut client: Client) -> Ended {
             }
         };
         let (reply, action) = match &line {
-            Line::Whole(line) => session.line(line, &Here { shared, peer: client.peer }),
+            Line::Whole(line) => {
+                session.line(line, &Here { shared, peer: client.peer, is_named: client.is_named })
+            }
             Line::TooLong => session.bad_line("Error: line too long"),
             Line::BareLf => session.bad_line("Error: a line must end with CR LF"),
         };
@@ -277,7 +290,7 @@ impl Client {
 #[derive(Default)]
 struct Held {
     permits: Vec<OwnedSemaphorePermit>,
-    /// How long it has waited for them in all.
+    /// How long it has waited for them since it last got a piece replicated.
     waited: Duration,
 }
 
@@ -563,6 +576,7 @@ impl Incoming {
             }
             let step = shared.intake.memory().acquire_many_owned((MEMORY_STEP_BYTES >> 10) as u32);
             let (since, patience) = (clock::now(), MEMORY_WAIT.saturating_sub(self.held.waited));
+            let before = in_flight.len();
             // Own pieces go on meanwhile: what they hold may be what is waited for.
             tokio::select! {
                 biased;
@@ -572,7 +586,11 @@ impl Incoming {
                     _ => self.refuse(452, "4.3.1", "Error: no room, try again later"),
                 },
             }
-            self.held.waited += clock::now().duration_since(since);
+            // One that gets pieces replicated goes on; it gives back what it holds and waits anew.
+            self.held.waited = match in_flight.len() < before {
+                true => Duration::ZERO,
+                false => self.held.waited + clock::now().duration_since(since),
+            };
         }
     }
 

@@ -96,13 +96,14 @@ pub async fn run(listener: TcpListener, shared: Arc<Live<Shared>>, limits: Arc<L
         };
         tokio::spawn(async move {
             let client = match shared.proxy_from.iter().any(|network| network.contains(peer.ip())) {
-                false => Ok(peer),
-                true => proxy::read(&mut stream, peer).await,
+                false => Ok(Some(peer)),
+                true => proxy::read(&mut stream).await,
             };
-            match client {
+            let is_named = matches!(client, Ok(Some(_)));
+            match client.map(|client| client.unwrap_or(peer)) {
                 Ok(client) if limits.enter(client.ip()) => {
                     let span = tracing::info_span!("session", number, %client);
-                    serve(shared, stream, client, number).instrument(span).await;
+                    serve(shared, stream, client, is_named, number).instrument(span).await;
                     limits.leave(client.ip());
                 }
                 Ok(client) => turn_away(&shared, stream, client, number).await,

@@ -48,10 +48,10 @@ impl Network {
 /// By what right a recipient is taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Right {
-    /// It may go anywhere: the client is of a listed network, or the recipient is our postmaster.
-    Anywhere,
     /// Its domain has a route.
     Route,
+    /// It has none, and may go anywhere: the client is of a listed network, or the recipient is our postmaster.
+    Anywhere,
 }
 
 /// Why a recipient is not taken.
@@ -64,10 +64,12 @@ pub enum Refusal {
 /// Whether a recipient of `domain` is taken from a client. `routed` says whether the domain itself has a route; the route
 /// `*` is for listed networks only, since with it alone everybody could send everywhere.
 pub fn recipient(client: IpAddr, relay_networks: &[Network], routed: bool) -> Result<Right, Refusal> {
-    match (relay_networks.iter().any(|network| network.contains(client)), routed) {
-        (true, _) => Ok(Right::Anywhere),
-        (false, true) => Ok(Right::Route),
-        (false, false) => Err(Refusal::Relaying),
+    if routed {
+        Ok(Right::Route)
+    } else if relay_networks.iter().any(|network| network.contains(client)) {
+        Ok(Right::Anywhere)
+    } else {
+        Err(Refusal::Relaying)
     }
 }
 
@@ -95,5 +97,10 @@ mod tests {
         assert_eq!(recipient(stranger, &[], false), Err(Refusal::Relaying));
         assert_eq!(recipient(stranger, &[], true), Ok(Right::Route));
         assert_eq!(recipient(stranger, &friends, false), Ok(Right::Anywhere));
+        assert_eq!(
+            recipient(stranger, &friends, true),
+            Ok(Right::Route),
+            "it goes where the route says, or waits"
+        );
     }
 }

@@ -20,17 +20,14 @@ const LINE_BYTES_MAX: usize = 107;
 /// Longest rest of version 2: addresses, and what a load balancer adds to them.
 const REST_BYTES_MAX: usize = 4096;
 
-/// Reads a header and no octet more, since TLS may follow. The client's address; that of the load balancer itself where it speaks
-/// for nobody, as in its health checks.
+/// Reads a header and no octet more, since TLS may follow. The client's address; `None` where the load balancer speaks for nobody,
+/// as in its health checks.
 ///
 /// # Errors
 /// Why there is no header that can be read.
-pub(super) async fn read(
-    stream: &mut (impl AsyncRead + Unpin),
-    peer: SocketAddr,
-) -> Result<SocketAddr, String> {
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, String> {
     let header = timeout(PATIENCE, octets(stream)).await.map_err(|_| "no PROXY header in time")??;
-    parse(&header, peer)
+    parse(&header)
 }
 
 async fn octets(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, String> {
@@ -56,16 +53,16 @@ async fn octets(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, String
     Ok(header)
 }
 
-fn parse(header: &[u8], peer: SocketAddr) -> Result<SocketAddr, String> {
-    let at = |ip: IpAddr, port| Ok(SocketAddr::new(ip, port));
+fn parse(header: &[u8]) -> Result<Option<SocketAddr>, String> {
+    let at = |ip: IpAddr, port| Ok(Some(SocketAddr::new(ip, port)));
     match HeaderResult::parse(header) {
         HeaderResult::V1(Ok(header)) => match header.addresses {
             V1::Tcp4(a) => at(a.source_address.into(), a.source_port),
             V1::Tcp6(a) => at(a.source_address.into(), a.source_port),
-            V1::Unknown => Ok(peer),
+            V1::Unknown => Ok(None),
         },
         HeaderResult::V2(Ok(header)) => match (header.command, header.protocol, header.addresses) {
-            (Command::Local, _, _) => Ok(peer),
+            (Command::Local, _, _) => Ok(None),
             (_, Protocol::Stream, V2::IPv4(a)) => at(a.source_address.into(), a.source_port),
             (_, Protocol::Stream, V2::IPv6(a)) => at(a.source_address.into(), a.source_port),
             _ => Err("the PROXY header names no client over TCP".into()),
@@ -81,10 +78,10 @@ mod tests {
 
     use super::*;
 
-    fn run(octets: &[u8]) -> (Result<SocketAddr, String>, usize) {
+    fn run(octets: &[u8]) -> (Result<Option<SocketAddr>, String>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let mut stream = octets;
-        let read = runtime.block_on(read(&mut stream, "10.0.0.1:99".parse().unwrap()));
+        let read = runtime.block_on(read(&mut stream));
         (read, octets.len() - stream.len())
     }
 
@@ -102,11 +99,11 @@ mod tests {
         for (header, expected) in [
             (b"PROXY TCP4 192.0.2.7 10.0.0.1 12345 25\r\n".to_vec(), Some("192.0.2.7:12345")),
             (b"PROXY TCP6 2001:db8::7 ::1 12345 25\r\n".to_vec(), Some("[2001:db8::7]:12345")),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Some("10.0.0.1:99")),
+            (b"PROXY UNKNOWN\r\n".to_vec(), Some("nobody")),
             (v2(0x21, 0x11, &v4), Some("192.0.2.7:12345")),
             (v2(0x21, 0x11, &[v4.as_slice(), &[1, 0, 2, 9, 9]].concat()), Some("192.0.2.7:12345")),
             (v2(0x21, 0x21, &v6), Some("[2001:db8::7]:12345")),
-            (v2(0x20, 0x00, &[]), Some("10.0.0.1:99")),
+            (v2(0x20, 0x00, &[]), Some("nobody")),
             (v2(0x21, 0x12, &v4), None),
             (v2(0x21, 0x00, &[]), None),
             (v2(0x21, 0x11, &[0; 5000]), None),
@@ -119,7 +116,8 @@ mod tests {
             let whole = [header.as_slice(), b"EHLO x\r\n"].concat();
             let (read, used) = run(&whole);
             let text = String::from_utf8_lossy(&header).into_owned();
-            assert_eq!(read.as_ref().ok().map(|a| a.to_string()).as_deref(), expected, "{text:?}: {read:?}");
+            let said = read.as_ref().ok().map(|a| a.map_or("nobody".into(), |a| a.to_string()));
+            assert_eq!(said.as_deref(), expected, "{text:?}: {read:?}");
             if expected.is_some() {
                 assert_eq!(used, header.len(), "{text:?}: no octet more");
             }

@@ -12,7 +12,7 @@ use holdfast_storage::{Entry, LogIndex, LogPosition, Term};
 use crate::limits::FRAME_BYTES_MAX;
 
 /// Version of what nodes say.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
