@@ -102,9 +102,9 @@ fn start_cluster(
         index_reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
-            on_erased: Box::new(move |erased| erasures.note(erased)),
+            on_erased: Arc::new(move |erased| erasures.note(erased)),
             // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
-            on_failure: Box::new(move |why| {
+            on_failure: Arc::new(move |why| {
                 eprintln!("holdfast: {name}: the log has stopped, ending: {why}");
                 std::process::exit(EXIT_DISK);
             }),

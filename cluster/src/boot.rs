@@ -29,7 +29,8 @@ use crate::peer::network::Network;
 use crate::peer::server::{past, prepare, serve};
 use crate::peer::tls::PeerTls;
 use crate::placement::Member;
-use crate::state_machine::StateMachine;
+use crate::repair;
+use crate::state_machine::{Started, StateMachine};
 use crate::types::{Raft, TypeConfig, position};
 
 /// What a node needs to know to take part.
@@ -138,18 +139,33 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let listener = TcpListener::bind(&listen)
         .await
         .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
-    let (log, recovered) = Log::open(disk, Identity { cluster: cluster.clone(), node: id }, log)?;
+    let local = Arc::new(Local { cluster: cluster.clone(), id, tls });
+    let peers = members.iter().filter(|(peer, _)| **peer != id);
+    let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
+    let peers: BTreeMap<u64, Peer> = peers.collect();
+    let identity = Identity { cluster, node: id };
+    let mut salvaged = None;
+    let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
+        Err(OpenError::Lost(damage)) if !peers.is_empty() => {
+            tracing::error!(%damage, "the log is damaged; this node asks the others before it takes part");
+            let reset = repair::reset(id, &peers, &damage).await;
+            salvaged = Some(reset.void_but.unwrap_or_default());
+            Log::salvage(disk, identity, log, reset)?
+        }
+        opened => opened?,
+    };
     let log = Arc::new(log);
     let pristine = recovered.pristine;
+    let old_copy = !pristine
+        && salvaged.is_none()
+        && repair::notice_old_copy(id, &peers, &log).await.map_err(StartError::State)?;
+    let holds_back = salvaged.is_some() || old_copy || log.doubt().is_some();
     let committed = log.committed();
     let rows = Arc::new(Rows::new(log.clone(), Some(index), index_reserve_bytes));
     let (state_machine, applied) =
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
-    let local = Arc::new(Local { cluster, id, tls });
     let promise = Duration::from_millis(election_ms.1);
-    let peers = members.iter().filter(|(peer, _)| **peer != id);
-    let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
     let cluster = Cluster {
         inner: Arc::new(Inner {
             id,
@@ -160,7 +176,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             machine,
             raft: OnceLock::new(),
             gate: OnceLock::new(),
-            peers: Mutex::new(peers.collect()),
+            peers: Mutex::new(peers.clone()),
             configured: members.clone(),
             applied: applied.clone(),
             heard: Mutex::new(began),
@@ -168,6 +184,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
+            kept: salvaged.map(|kept| kept.0),
             about: OnceLock::new(),
             abstain: AtomicBool::new(recovered.ambiguous_tail),
         }),
@@ -177,6 +194,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         Past::Formed(_) => false,
         Past::Pristine | Past::Prepared => formation(&cluster).await?,
     };
+    repair::mend_entries(&cluster, &peers).await.map_err(StartError::State)?;
     let config = Config {
         cluster_name: local.cluster.clone(),
         election_timeout_min: election_ms.0,
@@ -185,6 +203,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         install_snapshot_timeout: 600_000,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::Never,
+        // A follower that lost entries says so itself, and votes as if it had them (see `repair`): it gets them again.
+        allow_log_reversion: Some(true),
         // Purging is ours alone; openraft's own would go behind our back.
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
@@ -211,7 +231,12 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             .map_err(|_| StartError::State("replaying the log took too long".into()))?
             .map_err(|e| StartError::State(e.to_string()))?;
     }
-    let erased = state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
+    if holds_back {
+        repair::catch_up(&cluster, &peers).await;
+    }
+    let Started { erased, applied, needed } =
+        state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
+    repair::mend(&cluster, &peers, applied, &needed).await.map_err(StartError::State)?;
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     pub(crate) votes_from: Instant,
     pub(crate) prepared: Mutex<bool>,
     pub(crate) starts: u64,
+    /// After a salvage: bodies up to this index are most likely those of committed entries.
+    pub(crate) kept: Option<u64>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
     /// The tail of the log may have held more than was found: no vote, no campaign until a later leader has committed.

@@ -26,6 +26,10 @@ impl Machine for Counter {
         Ok(Applied::default())
     }
 
+    fn owners(&self, _body: holdfast_storage::LogIndex, _command: Option<&[u8]>) -> Vec<String> {
+        Vec::new()
+    }
+
     fn admit(&mut self, _command: &[u8]) -> Result<(), Refusal> {
         Ok(())
     }
@@ -57,8 +61,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TypeConfig>> {
         let options = Options {
             segment_bytes: 4 << 20,
-            on_erased: Box::new(|_| {}),
-            on_failure: Box::new(|why| panic!("{why}")),
+            on_erased: Arc::new(|_| {}),
+            on_failure: Arc::new(|why| panic!("{why}")),
         };
         let identity = Identity { cluster: "suite".into(), node: 1 };
         let (log, _) = Log::open(Arc::new(SimDisk::new(1)), identity, options).unwrap();

@@ -20,6 +20,7 @@ mod peer;
 pub mod placement;
 mod proposal;
 mod receipt;
+mod repair;
 mod snapshot;
 mod state_machine;
 mod types;

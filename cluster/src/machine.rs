@@ -135,6 +135,10 @@ pub trait Machine: Send + 'static {
     /// where [`Rows`] finds them. Returns the keys of rows that the machine let go of: they outlived the young horizon.
     fn checkpointed(&mut self) -> Vec<u128>;
 
+    /// Names for people of what a body belongs to; `command` is that of its entry, if the log still has it. May read all of the
+    /// state.
+    fn owners(&self, body: LogIndex, command: Option<&[u8]>) -> Vec<String>;
+
     /// All of the state as it is now, to be read without the machine: no checkpoint is completed before that is done.
     fn whole(&self) -> Reading;
 

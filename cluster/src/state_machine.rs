@@ -2,14 +2,14 @@
 //!
 //! A crash at the worst moment leaves the checkpoint before; entries after it are applied again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
 use holdfast_storage::codec::{decode_large, encode};
-use holdfast_storage::{Checkpoint, Log, LogPosition, Rows};
+use holdfast_storage::{Checkpoint, Log, LogIndex, LogPosition, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
@@ -24,6 +24,17 @@ use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, Typ
 pub(crate) struct Progress {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: StoredMembership,
+}
+
+/// What a start has found of bodies.
+#[derive(Default)]
+pub(crate) struct Started {
+    /// How many nobody needs; they are being erased.
+    pub(crate) erased: usize,
+    /// The position of the state.
+    pub(crate) applied: Option<LogPosition>,
+    /// Bodies that the state needs.
+    pub(crate) needed: BTreeSet<LogIndex>,
 }
 
 /// Clones share the machine.
@@ -82,11 +93,12 @@ impl StateMachine {
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub(crate) async fn started(&self) -> Result<usize, io::Error> {
+    pub(crate) async fn started(&self) -> Result<Started, io::Error> {
         let (progress, whole) = self.whole().await?;
         self.starting.store(false, Ordering::Relaxed);
-        let Some(applied) = progress.applied else { return Ok(0) };
-        Ok(self.log.erase_all_but(&whole.bodies, position(&applied).index))
+        let Some(applied) = progress.applied.as_ref().map(position) else { return Ok(Started::default()) };
+        let erased = self.log.erase_all_but(&whole.bodies, applied.index);
+        Ok(Started { erased, applied: Some(applied), needed: whole.bodies })
     }
 
     /// The contents of a snapshot of now, with its position.

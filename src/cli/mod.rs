@@ -372,17 +372,26 @@ fn store_check(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
             serde_json::json!({
                 "segments": survey.segments, "records": survey.records, "entries": survey.entries,
                 "bodies": bodies, "body_bytes": octets, "torn_tail": survey.torn_tail,
+                "lost_bodies": survey.lost_bodies,
             })
         );
     } else {
         println!(
-            "sound: {} segments, {} records, {} entries above the floor, {} bodies of {} bytes{}",
+            "{}: {} segments, {} records, {} entries above the floor, {} bodies of {} bytes{}",
+            if survey.lost_bodies == 0 { "sound" } else { "damaged" },
             survey.segments,
             survey.records,
             survey.entries,
             survey.bodies.0,
             survey.bodies.1,
             if survey.torn_tail { "; the tail is torn, as after a kill: harmless" } else { "" }
+        );
+    }
+    if survey.lost_bodies > 0 {
+        anyhow::bail!(
+            "{}: {} bodies are not what was written; the node fetches those that it needs when it starts",
+            dir.display(),
+            survey.lost_bodies
         );
     }
     Ok(())

@@ -500,6 +500,28 @@ impl Machine for Queue {
         self.messages.checkpointed()
     }
 
+    fn owners(&self, body: LogIndex, command: Option<&[u8]>) -> Vec<String> {
+        match command.map(Command::decode) {
+            Some(Ok(Command::Accept { id, .. } | Command::Piece { id, .. })) => {
+                return vec![format!("message {id}")];
+            }
+            Some(Ok(Command::Settle { notice: Some(notice), .. })) => {
+                return vec![format!("message {}", notice.id)];
+            }
+            _ => {}
+        }
+        let mut owners = Vec::new();
+        let each = self.messages.all().each(|message| {
+            if message.bodies.contains(&body) {
+                owners.push(format!("message {}", message.id));
+            }
+        });
+        if let Err(error) = each {
+            tracing::error!(%error, "not all messages can be read");
+        }
+        owners
+    }
+
     fn whole(&self) -> Reading {
         let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
         let mut whole = Whole { tables: self.tables.encode(), bodies: pieces.collect(), ..Whole::default() };

@@ -1,7 +1,13 @@
-//! The `Clock` edge of this crate: only to tell how long an erasure took.
+//! The `Clock` edge of this crate: how long an erasure took, and randomness.
 #![expect(clippy::disallowed_methods, reason = "this is the Clock edge")]
 
 use std::time::Instant;
+
+/// Not for secrets.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
 
 /// Monotonic time.
 pub(crate) fn now() -> Instant {

@@ -4,7 +4,7 @@
 use bincode::{Decode, Encode, config};
 
 use crate::limits::HEAD_BYTES_MAX;
-use crate::position::{LogPosition, SegmentId, Term};
+use crate::position::{LogIndex, LogPosition, SegmentId, Term};
 
 /// A field that did not decode. The record's CRC was right, so this is a version skew or a bug, never rot.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -101,6 +101,17 @@ pub struct Intent {
 pub struct Gone {
     /// The keys.
     pub keys: Vec<u128>,
+}
+
+/// What a node that lost something may have promised, and what still counts of its log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct Reset {
+    /// The vote from here on: no lower one is ever given again.
+    pub vote: Option<Vote>,
+    /// The node may have acknowledged entries up to here: it neither campaigns nor votes for a shorter log before its own is as long.
+    pub last: Option<LogPosition>,
+    /// Everything before this record is void, but for bodies of entries up to this index.
+    pub void_but: Option<LogIndex>,
 }
 
 /// A part of the small tables.

@@ -1,6 +1,7 @@
 //! Errors, sorted by what the caller can do.
 
-use crate::position::Location;
+use crate::codec::Vote;
+use crate::position::{Location, LogPosition};
 
 /// Why a data directory was not opened. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,10 @@ pub enum OpenError {
         /// What is wrong there.
         why: String,
     },
+    /// Parts of the log are lost at or below what had been synced. What is left can be opened with [`crate::Log::salvage`], once the
+    /// other nodes have said what this one may have promised.
+    #[error("{0}")]
+    Lost(Box<Damage>),
     /// The operating system refused.
     #[error("{what}: {error}")]
     Io {
@@ -59,6 +64,41 @@ pub enum OpenError {
         /// The system's answer.
         error: std::io::Error,
     },
+}
+
+/// What is lost of a log, and what is left that counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Where, and what is wrong there; the first few.
+    pub places: Vec<String>,
+    /// How many places there are.
+    pub count: usize,
+    /// The newest vote that is left.
+    pub vote: Option<Vote>,
+    /// The last position of which a record is left.
+    pub last: Option<LogPosition>,
+    /// The last position that is known to have been committed.
+    pub committed: Option<LogPosition>,
+    /// Whether vote and last position are certainly the newest there were: what was written last is whole.
+    pub end_is_whole: bool,
+}
+
+impl Damage {
+    /// Places that are named.
+    const PLACES_MAX: usize = 5;
+
+    pub(crate) fn note(&mut self, at: impl std::fmt::Display, why: impl std::fmt::Display) {
+        self.count += 1;
+        if self.places.len() < Self::PLACES_MAX {
+            self.places.push(format!("{at}: {why}"));
+        }
+    }
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "damage in {} places: {}", self.count, self.places.join("; "))
+    }
 }
 
 /// Why an entry or a body could not be read.

@@ -22,7 +22,7 @@ pub mod position;
 pub mod record;
 
 pub use bytes::Bytes;
-pub use error::{OpenError, ReadError, StoreFailed};
+pub use error::{Damage, OpenError, ReadError, StoreFailed};
 pub use index::{Rows, Shelf};
 pub use log::{Checkpoint, Completion, Entry, Identity, Log, Options, Recovered, SpaceReport};
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};

@@ -1,5 +1,7 @@
 //! Pure. Numbers that wear their names.
 
+use std::fmt;
+
 use bincode::{Decode, Encode};
 
 macro_rules! number {
@@ -39,6 +41,12 @@ pub struct LogPosition {
     pub term: Term,
     /// Index in the log.
     pub index: LogIndex,
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of term {}", self.index, self.term.0)
+    }
 }
 
 /// Where a record stands: its header begins at `offset` of `segment`.

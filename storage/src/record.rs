@@ -66,6 +66,8 @@ pub enum Kind {
     CheckpointEnd = 12,
     /// A body fetched from another node, under the index of the entry that brought it.
     Body = 13,
+    /// What this node may have lost, and how much of what stands before it still counts.
+    Reset = 14,
 }
 
 impl Kind {
@@ -85,6 +87,7 @@ impl Kind {
             Table,
             CheckpointEnd,
             Body,
+            Reset,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -128,7 +131,7 @@ pub struct Header {
     /// Length of the body.
     pub body_bytes: u32,
     pub(crate) head_crc: u32,
-    body_crc: u32,
+    pub(crate) body_crc: u32,
 }
 
 /// Why bytes are no valid record.
@@ -170,6 +173,13 @@ pub fn write(out: &mut Vec<u8>, record: &Record, segment: SegmentId, offset: u32
     out.extend_from_slice(&record.head);
     out.extend_from_slice(&record.body);
     out.resize(start + record.stored_bytes(), 0);
+}
+
+/// The segment that a file's first header says it holds, if that header is valid there.
+pub(crate) fn segment_of(bytes: &[u8]) -> Option<SegmentId> {
+    let header = bytes.first_chunk::<HEADER_BYTES>()?;
+    let segment = SegmentId(u64_at(header, 32));
+    read_header(bytes, segment, 0).ok().filter(|h| h.kind == Kind::Mark).map(|_| segment)
 }
 
 /// Reads the header that should stand at `offset` of `segment`.

@@ -12,7 +12,8 @@ use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::index::Standing;
 use holdfast_storage::index::sim::{Lie, SimShelf};
 use holdfast_storage::{
-    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Rows, Term,
+    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, ReadError, Recovered,
+    Rows, Term,
 };
 use proptest::prelude::*;
 
@@ -98,7 +99,7 @@ struct Run {
 
 fn open(disk: &SimDisk) -> (Log, Recovered) {
     let options =
-        Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
     let identity = Identity { cluster: "test".into(), node: 1 };
     Log::open(Arc::new(disk.clone()), identity, options).expect("the directory opens")
 }
@@ -350,8 +351,8 @@ fn p2_a_failed_sync_ends_the_log() {
     let told = failed.clone();
     let options = Options {
         segment_bytes: 4 << 20,
-        on_erased: Box::new(|_| {}),
-        on_failure: Box::new(move |why| *told.lock().unwrap() = Some(why.to_owned())),
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(move |why| *told.lock().unwrap() = Some(why.to_owned())),
     };
     let identity = Identity { cluster: "test".into(), node: 1 };
     let (log, _) = Log::open(Arc::new(disk.clone()), identity, options).unwrap();
@@ -422,10 +423,14 @@ fn p3_an_erased_body_stays_erased_wherever_power_goes() {
     }
 }
 
-/// P9, as far as it goes here: a flipped bit in synced bytes is never taken for data, and never silently skipped.
+/// P9: a flipped bit in synced bytes is never taken for data, and never silently skipped. In a header or a head it keeps the log
+/// from being opened; in a body it makes that body one that is lost.
 #[test]
 fn p9_rot_below_the_mark_is_refused_loudly() {
-    for (offset, bit) in [(4096 * 2 + 10, 0), (4096 * 2 + 70, 3), (4096 * 3 + 1, 7)] {
+    // From the first octet of a body: header, head, body.
+    for (from_body, bit, in_body) in
+        [(-60, 0, false), (-30, 7, false), (-2, 3, false), (0, 1, true), (8999, 7, true)]
+    {
         let disk = SimDisk::new(7);
         let (log, _) = open(&disk);
         for index in 0..3u64 {
@@ -436,12 +441,25 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
             told.recv().unwrap().unwrap();
         }
         drop(log);
+        let contents = disk.contents("segment-000000");
+        let body = contents.windows(50).position(|window| window == [b'x'; 50]).unwrap();
+        let offset = (body as i64 + from_body) as u64;
         disk.flip("segment-000000", offset, bit);
         let options =
-            Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+            Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
         let identity = Identity { cluster: "test".into(), node: 1 };
-        let opened = Log::open(Arc::new(disk.clone()), identity, options);
-        assert!(opened.is_err(), "offset {offset} bit {bit}: rot was taken for data");
+        match Log::open(Arc::new(disk.clone()), identity, options) {
+            Err(OpenError::Lost(_)) => assert!(!in_body, "offset {offset}"),
+            Err(e) => panic!("{e}"),
+            Ok((log, _)) => {
+                assert!(in_body, "offset {offset} bit {bit}: rot was taken for data");
+                let lost = log.lost();
+                assert_eq!(lost.len(), 1);
+                assert!(matches!(log.body(lost[0].0), Err(ReadError::Damaged { .. })));
+                assert!(log.entries(0..9, usize::MAX).is_err(), "nobody gets it as an entry without a body");
+                assert!(!log.has_body(lost[0].0));
+            }
+        }
     }
 }
 
@@ -539,7 +557,7 @@ fn p9_segments_without_a_superblock_are_refused_untouched() {
     holdfast_storage::disk::Disk::remove(&disk, "superblock").unwrap();
     let before = disk.contents("segment-000000");
     let options =
-        Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
     let identity = Identity { cluster: "test".into(), node: 1 };
     assert!(Log::open(Arc::new(disk.clone()), identity, options).is_err());
     assert_eq!(disk.contents("segment-000000"), before);
@@ -748,7 +766,7 @@ fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
     file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
     file.sync_data().unwrap();
     let options =
-        Options { segment_bytes: 4 << 20, on_erased: Box::new(|_| {}), on_failure: Box::new(|_| {}) };
+        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
     let identity = Identity { cluster: "test".into(), node: 1 };
     assert!(Log::open(Arc::new(disk), identity, options).is_err());
 }

@@ -81,6 +81,8 @@ pub(crate) enum Request {
     Past,
     Prepare,
     Body(LogIndex),
+    /// Length and CRC-32 of a body, for a node that has one and is not sure that it is the same.
+    Digest(LogIndex),
     /// A [`crate::snapshot::Part`] follows. They come in the order of their numbers, from 0, before the snapshot itself.
     SnapshotPart {
         last: Option<LogPosition>,
@@ -93,6 +95,23 @@ pub(crate) enum Request {
         parts: u32,
     },
     Status,
+    /// What does the node that is asked know of the one that asks?
+    Seen,
+}
+
+/// What a node knows of itself and of the one that asked; see [`crate::repair`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub(crate) struct Seen {
+    /// Its own vote.
+    pub(crate) vote: Option<Vote>,
+    /// Whether it leads.
+    pub(crate) leads: bool,
+    /// The last position that it knows to be committed.
+    pub(crate) committed: Option<LogPosition>,
+    /// The last position in its log.
+    pub(crate) last: Option<LogPosition>,
+    /// As leader: up to where the one that asked has acknowledged entries.
+    pub(crate) matched: Option<LogPosition>,
 }
 
 /// See Raft §5.2; `transfer` marks an election that a leader asked for.
@@ -126,9 +145,13 @@ pub(crate) enum Answer {
     /// The body follows raw.
     Body,
     BodyGone,
+    Digest(u32, u32),
+    /// It was here, and other octets stand in its place.
+    BodyDamaged,
     Snapshot(Vote),
     /// A report in bincode follows raw.
     Status,
+    Seen(Seen),
     Failed(String),
 }
 

@@ -182,6 +182,15 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
     let plain = |answer| (answer, Bytes::new());
     match request {
         Request::Past => return plain(Answer::Past(past(cluster))),
+        // Also before it takes part: two nodes that lack bodies may each have what the other wants.
+        Request::Body(index) => {
+            return match cluster.body(index) {
+                Ok(body) => (Answer::Body, body),
+                Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
+                Err(ReadError::Damaged { .. }) => plain(Answer::BodyDamaged),
+                Err(e) => failed(&e),
+            };
+        }
         Request::Prepare => {
             return match prepare(cluster).await {
                 Ok(()) => plain(Answer::Done),
@@ -194,7 +203,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         return failed(&"this node is not part of the cluster yet");
     };
     match request {
-        Request::Past | Request::Prepare => unreachable!("answered above"),
+        Request::Past | Request::Prepare | Request::Body(_) => unreachable!("answered above"),
         Request::PreVote(r) => vote(cluster, raft, r, true).await,
         Request::Vote(r) => vote(cluster, raft, r, false).await,
         Request::TransferLeader { from, to, last } => {
@@ -226,8 +235,8 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                 Here::Unknown => plain(Answer::Unknown),
             }
         }
-        Request::Body(index) => match cluster.body(index) {
-            Ok(body) => (Answer::Body, body),
+        Request::Digest(index) => match cluster.inner.log.digest(index) {
+            Ok((bytes, crc)) => plain(Answer::Digest(bytes, crc)),
             Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
             Err(e) => failed(&e),
         },
@@ -251,6 +260,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             Err(why) => failed(&why),
         },
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
+        Request::Seen => plain(Answer::Seen(crate::repair::seen(cluster, raft, from))),
     }
 }
 
@@ -260,6 +270,13 @@ async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) 
     }
     if cluster.inner.abstain.load(Ordering::Relaxed) {
         return (Answer::Failed("it may have lost what it promised".into()), Bytes::new());
+    }
+    if let Some(doubt) = cluster.inner.log.doubt()
+        && r.last < Some(doubt)
+    {
+        // What it would have compared is lost; that it was at least this long is known.
+        let why = format!("it may have acknowledged entries up to {doubt}, and the candidate has fewer");
+        return (Answer::Failed(why), Bytes::new());
     }
     let mut request = VoteRequest::new(raft_vote(&r.vote), r.last.map(log_id));
     request.leadership_transfer = r.transfer;
@@ -279,7 +296,7 @@ async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) 
 pub(crate) fn past(cluster: &Cluster) -> Past {
     let inner = &cluster.inner;
     let voted = inner.log.vote().is_some_and(|vote| vote.term.0 > 0);
-    if inner.log.last().is_some() || voted {
+    if inner.log.last().is_some() || inner.log.doubt().is_some() || voted {
         let members = match inner.raft.get() {
             Some(_) => cluster.members(),
             None => inner.configured.clone(),
@@ -323,7 +340,16 @@ async fn install(
     let term = last.map(|at| at.term).unwrap_or_default();
     for index in &contents.bodies {
         // A body at or below what this node applied is the committed one; above, the entry may be another leader's.
-        if cluster.inner.log.has_body(*index) && known.is_some_and(|known| index.0 <= known) {
+        let is_upto = |last: Option<u64>| last.is_some_and(|last| index.0 <= last);
+        if cluster.inner.log.has_body(*index) && is_upto(known) {
+            continue;
+        }
+        // One that a salvage kept is perhaps that of an entry which was taken back, and the record that said so is lost.
+        if is_upto(cluster.inner.kept)
+            && let Ok((bytes, crc)) = cluster.inner.log.digest(*index)
+            && let Ok((answer, _)) = peer.ask(Request::Digest(*index), Vec::new(), REQUEST).await
+            && answer == Answer::Digest(bytes, crc)
+        {
             continue;
         }
         match peer.ask(Request::Body(*index), Vec::new(), REQUEST).await {

@@ -154,6 +154,17 @@ impl SimDisk {
         }
     }
 
+    /// Cuts a file short, on the medium and in the cache.
+    pub fn truncate(&self, name: &str, bytes: u64) {
+        let mut s = self.state();
+        let id = s.names[name];
+        let node = s.files.get_mut(&id).expect("a name has a file");
+        node.seen.truncate(bytes as usize);
+        node.synced.truncate(bytes as usize);
+        let last = bytes as usize / BLOCK;
+        node.dirty.retain(|block| *block < last);
+    }
+
     /// Whether `needle` stands in any file, in the cache or on the medium.
     pub fn contains(&self, needle: &[u8]) -> bool {
         let s = self.state();

@@ -22,11 +22,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::codec::{self, CheckpointEnd, TablePart, Vote};
+use crate::codec::{self, CheckpointEnd, Reset, TablePart, Vote};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{OpenError, StoreFailed};
 use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
-use crate::position::{LogIndex, LogPosition, SegmentId};
+use crate::position::{LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{Kind, Record};
 use superblock::Superblock;
 use writer::{Note, Request, Writer};
@@ -49,16 +49,17 @@ pub struct Identity {
 }
 
 /// Gets the index of each body's entry, and how long ago the body died.
-pub type OnErased = Box<dyn Fn(&[(LogIndex, std::time::Duration)]) + Send + Sync>;
+pub type OnErased = Arc<dyn Fn(&[(LogIndex, std::time::Duration)]) + Send + Sync>;
 
-/// How to run a log.
+/// How to run a log. Clones share the callbacks.
+#[derive(Clone)]
 pub struct Options {
     /// Size of a segment file; counts when the directory is created.
     pub segment_bytes: u64,
     /// Told of each body whose octets were overwritten and synced.
     pub on_erased: OnErased,
     /// Told once, with the reason, when a write or sync failed. The node must end.
-    pub on_failure: Box<dyn Fn(&str) + Send + Sync>,
+    pub on_failure: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// What a directory's log says about the past.
@@ -76,6 +77,8 @@ pub struct Recovered {
     pub checkpoint: Option<RecoveredCheckpoint>,
     /// True if the tail may have held more than was found, by no fault of a torn write.
     pub ambiguous_tail: bool,
+    /// The node may have acknowledged entries up to here, whether it has them or not.
+    pub doubt: Option<LogPosition>,
 }
 
 /// A checkpoint as it was found.
@@ -174,6 +177,40 @@ impl Log {
         options: Options,
     ) -> Result<(Log, Recovered), OpenError> {
         let opened = fold::open(&*disk, &identity, options.segment_bytes)?;
+        Log::start(disk, identity, options, opened)
+    }
+
+    /// Opens what is left of a log that [`Log::open`] found damaged: its bodies of entries up to `reset.void_but`, and nothing else.
+    /// Returns once that is durable.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the directory is as damaged as it was then, but for what was unreadable, which is overwritten.
+    pub fn salvage(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        options: Options,
+        reset: Reset,
+    ) -> Result<(Log, Recovered), OpenError> {
+        let reset = Reset { void_but: Some(reset.void_but.unwrap_or_default()), ..reset };
+        let opened = fold::salvage(&*disk, &identity, options.segment_bytes, &reset)?;
+        let name = disk.name();
+        let (log, recovered) = Log::start(disk, identity, options, opened)?;
+        let (tell, told) = std::sync::mpsc::channel();
+        // The first thing that is written brings the reset with it.
+        let again = Reset { void_but: None, ..reset };
+        log.note(again, Box::new(move |result| drop(tell.send(result))));
+        match told.recv() {
+            Ok(Ok(())) => Ok((log, recovered)),
+            _ => Err(OpenError::Io { what: name, error: std::io::Error::other("the log has stopped") }),
+        }
+    }
+
+    fn start(
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        options: Options,
+        opened: fold::Opened,
+    ) -> Result<(Log, Recovered), OpenError> {
         let inner = Arc::new(Inner {
             segment_bytes: opened.superblock.contents.segment_bytes,
             disk,
@@ -194,6 +231,7 @@ impl Log {
             written: opened.written,
             synced: opened.synced,
             fresh: true,
+            first: opened.first,
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -243,6 +281,21 @@ impl Log {
             done(result);
         });
         let record = Record::of(Kind::Vote, codec::encode(&vote));
+        self.send(Request { records: vec![(record, Note::None)], done: Some(done) });
+    }
+
+    /// Records what this node may have lost, and its vote from here on. Whoever awaits `done` knows it durable.
+    pub fn note(&self, reset: Reset, done: Completion) {
+        let inner = self.inner.clone();
+        let done: Completion = Box::new(move |result| {
+            if result.is_ok() {
+                let mut state = inner.state();
+                state.doubt = state.doubt.max(reset.last);
+                state.vote = reset.vote.or(state.vote);
+            }
+            done(result);
+        });
+        let record = Record::of(Kind::Reset, codec::encode(&reset));
         self.send(Request { records: vec![(record, Note::None)], done: Some(done) });
     }
 
@@ -315,6 +368,22 @@ impl Log {
         self.send(Request { records: vec![(record, Note::Body(ticket))], done: Some(done) });
     }
 
+    /// Stores the body of [`Log::lost`] that somebody has brought. The caller has compared its octets.
+    pub fn mend_body(&self, index: LogIndex, body: Bytes, done: Completion) {
+        let (at, ticket) = {
+            let mut state = self.inner.state();
+            let own = state.slot(index).map(|slot| (slot.term, slot.ticket));
+            state.kill_body(index);
+            state.next_ticket += 1;
+            // It stays the body of the entry that stands here.
+            let (term, ticket) = own.unwrap_or((Term::default(), state.next_ticket));
+            state.bodies.insert(index, (ticket, None));
+            (LogPosition { term, index }, ticket)
+        };
+        let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
+        self.send(Request { records: vec![(record, Note::Body(ticket))], done: Some(done) });
+    }
+
     /// Ends the story of a body: its octets are overwritten within a second or so.
     pub fn erase(&self, index: LogIndex) {
         self.inner.state().kill_body(index);
@@ -333,6 +402,24 @@ impl Log {
     /// Bodies that are dead and not yet overwritten.
     pub fn erase_backlog(&self) -> usize {
         self.inner.state().dying.len()
+    }
+
+    /// Bodies of which this node has other octets than were written, with their length and the CRC-32 of what was. Whoever has one
+    /// brings it with [`Log::mend_body`]; [`Log::erase`] ends the story of one that nobody needs.
+    pub fn lost(&self) -> Vec<(LogIndex, u32, u32)> {
+        let state = self.inner.state();
+        state.lost.iter().map(|(index, (location, crc))| (*index, location.body_bytes, *crc)).collect()
+    }
+
+    /// Where a lost body stood, for people.
+    pub fn lost_place(&self, index: LogIndex) -> Option<String> {
+        self.inner.state().lost.get(&index).map(|(location, _)| location.to_string())
+    }
+
+    /// The node may have acknowledged entries up to here and does not have as many: it must neither campaign nor vote for a shorter
+    /// log.
+    pub fn doubt(&self) -> Option<LogPosition> {
+        self.inner.state().unresolved_doubt()
     }
 
     /// The last vote that is durable.

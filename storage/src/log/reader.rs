@@ -16,7 +16,12 @@ use crate::record::{self, HEADER_BYTES};
 
 enum Source {
     Memory(Bytes, Bytes),
-    Disk { file: Arc<dyn DiskFile>, location: Location, body: bool },
+    /// The head stands in the one place; the body, if it is live, in the other, which is the same unless it was fetched again.
+    Disk {
+        file: Arc<dyn DiskFile>,
+        location: Location,
+        body: Option<(Arc<dyn DiskFile>, Location)>,
+    },
 }
 
 impl Log {
@@ -40,12 +45,20 @@ impl Log {
                         Source::Memory(head.clone(), body.clone())
                     }
                     (None, Some(location)) => {
-                        let live = state.bodies.get(&index).is_some_and(|(t, _)| *t == slot.ticket);
+                        if state.lost.get(&index).is_some_and(|(place, _)| *place == location) {
+                            return Err(damaged(location, "the body's CRC is wrong"));
+                        }
+                        let body = match state.bodies.get(&index) {
+                            Some((ticket, Some(place))) if *ticket == slot.ticket => {
+                                state.segments.get(&place.segment).map(|s| (s.file.clone(), *place))
+                            }
+                            _ => None,
+                        };
                         let Some(segment) = state.segments.get(&location.segment) else {
                             return Err(damaged(location, "its segment is gone"));
                         };
                         bytes += location.head_bytes as usize + location.body_bytes as usize;
-                        Source::Disk { file: segment.file.clone(), location, body: live }
+                        Source::Disk { file: segment.file.clone(), location, body }
                     }
                     (None, None) => unreachable!("an entry is in memory until its record is written"),
                 };
@@ -60,17 +73,70 @@ impl Log {
             .map(|(at, source)| match source {
                 Source::Memory(head, body) => Ok(Entry { at, head, body }),
                 Source::Disk { file, location, body } => {
-                    let found = match read(&*file, location, Some(at.index), body) {
+                    let (head, _) = read(&*file, location, Some(at.index), false)?;
+                    let body = match body
+                        .map(|(file, place)| (read(&*file, place, Some(at.index), true), place))
+                    {
+                        Some((Ok((_, body)), _)) => body,
                         // Erased between looking and reading.
-                        Err(ReadError::Damaged { .. }) if body && !self.is_live(at.index, location) => {
-                            read(&*file, location, Some(at.index), false)
+                        Some((Err(ReadError::Damaged { .. }), place)) if !self.is_live(at.index, place) => {
+                            Bytes::new()
                         }
-                        found => found,
+                        Some((Err(error), _)) => return Err(error),
+                        None => Bytes::new(),
                     };
-                    found.map(|(head, body)| Entry { at, head, body })
+                    Ok(Entry { at, head, body })
                 }
             })
             .collect()
+    }
+
+    /// Length and CRC-32 of the body of an index, as its record has them.
+    ///
+    /// # Errors
+    /// As [`Log::body`].
+    pub fn digest(&self, index: LogIndex) -> Result<(u32, u32), ReadError> {
+        let (file, location) = {
+            let state = self.inner.state();
+            match state.bodies.get(&index).copied() {
+                Some((_, Some(location))) => match state.segments.get(&location.segment) {
+                    Some(segment) => (segment.file.clone(), location),
+                    None => return Err(damaged(location, "its segment is gone")),
+                },
+                Some((_, None)) => {
+                    drop(state);
+                    return self.body(index).map(|body| (body.len() as u32, crc32fast::hash(&body)));
+                }
+                None => return Err(ReadError::Absent(index)),
+            }
+        };
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_at(&mut bytes, location.offset as u64)
+            .map_err(|error| ReadError::Io { at: location, error })?;
+        let header = record::read_header(&bytes, location.segment, location.offset)
+            .map_err(|invalid| damaged(location, &invalid.to_string()))?;
+        Ok((header.body_bytes, header.body_crc))
+    }
+
+    /// Position and head of an entry, if the log has it.
+    ///
+    /// # Errors
+    /// As [`Log::entries`].
+    pub fn head(&self, index: LogIndex) -> Result<Option<(LogPosition, Bytes)>, ReadError> {
+        let (at, file, location) = {
+            let state = self.inner.state();
+            let Some(slot) = state.slot(index) else { return Ok(None) };
+            let at = LogPosition { term: slot.term, index };
+            if let Some((head, _)) = &slot.cached {
+                return Ok(Some((at, head.clone())));
+            }
+            let Some(location) = slot.location else { return Ok(None) };
+            let Some(segment) = state.segments.get(&location.segment) else {
+                return Err(damaged(location, "its segment is gone"));
+            };
+            (at, segment.file.clone(), location)
+        };
+        read(&*file, location, Some(index), false).map(|(head, _)| Some((at, head)))
     }
 
     /// The term of the entry at `index`, if the log has it.
@@ -86,7 +152,10 @@ impl Log {
         let (file, location) = {
             let state = self.inner.state();
             let Some((ticket, location)) = state.bodies.get(&index).copied() else {
-                return Err(ReadError::Absent(index));
+                return Err(match state.lost.get(&index) {
+                    Some((location, _)) => damaged(*location, "the body's CRC is wrong"),
+                    None => ReadError::Absent(index),
+                });
             };
             if let Some(slot) = state.slot(index)
                 && slot.ticket == ticket

@@ -23,8 +23,9 @@ pub(crate) struct Found {
     pub(crate) location: Location,
     /// The head of a kind that is folded from it; of a row the key alone, of an entry nothing: a log can be larger than memory.
     pub(crate) head: Bytes,
-    /// CRC-32 of the whole head.
+    /// CRC-32 of the whole head, and of the body as it was written.
     pub(crate) head_crc: u32,
+    pub(crate) body_crc: u32,
     /// Whether the body's octets are what was written.
     pub(crate) body_intact: bool,
     /// Whether they are all zeros.
@@ -41,11 +42,14 @@ impl Found {
     }
 }
 
-/// The first place that is not a record and not the end.
+/// A place that is not a record and not the end.
 #[derive(Clone, Debug)]
-pub(crate) struct Bad {
-    pub(crate) offset: u32,
+pub(crate) struct Hole {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
     pub(crate) why: Invalid,
+    /// Whether a crash can have left it: not a file that is gone, nor one that cannot be read.
+    pub(crate) by_crash: bool,
     /// Whether a block of zeros lies between here and the last octet that is not zero.
     pub(crate) zero_block: bool,
 }
@@ -55,7 +59,8 @@ pub(crate) struct Scan {
     pub(crate) records: Vec<Found>,
     /// End of the last valid record, on a block boundary.
     pub(crate) end: u32,
-    pub(crate) bad: Option<Bad>,
+    /// In rising order.
+    pub(crate) holes: Vec<Hole>,
     /// Offset of the last batch that begins with a valid mark.
     pub(crate) last_batch: u32,
 }
@@ -71,6 +76,32 @@ pub enum Verdict {
     Ambiguous,
     /// Damage to synced bytes.
     Damaged,
+}
+
+impl Scan {
+    /// Of a file that is not there.
+    pub(crate) fn missing(segment_bytes: u32) -> Scan {
+        let why = Invalid::Bad("its file is missing");
+        let hole = Hole { from: 0, to: segment_bytes, why, by_crash: false, zero_block: false };
+        Scan { records: Vec::new(), end: 0, holes: vec![hole], last_batch: 0 }
+    }
+}
+
+impl Found {
+    /// A reset that stands nowhere yet.
+    pub(crate) fn of_reset(segment: SegmentId, reset: &codec::Reset) -> Found {
+        Found {
+            kind: Kind::Reset,
+            at: LogPosition::default(),
+            location: Location { segment, offset: 0, head_bytes: 0, body_bytes: 0 },
+            head: codec::encode(reset).into(),
+            head_crc: 0,
+            body_crc: 0,
+            body_intact: true,
+            body_zeroed: true,
+            zero_block: false,
+        }
+    }
 }
 
 /// The verdict on the first bad record at `bad`, given how far the log is known to have been synced (`mark`).
@@ -90,12 +121,21 @@ pub fn verdict(
     }
 }
 
-/// Walks the records of a segment's bytes.
+/// Walks the records of a segment's bytes. Behind a place that is no record it goes on with the next record whose place is known,
+/// or with the next batch: each begins on a block with a mark that is bound to its place.
 pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
     let mut records: Vec<Found> = Vec::new();
     let mut at = 0usize;
-    let mut bad = None;
+    let mut holes = Vec::new();
     let last_written = bytes.iter().rposition(|b| *b != 0).map_or(0, |p| p + 1);
+    // A block that a crash took may be the last that was written, so the whole of a bad record is looked at.
+    let hole = |from: usize, to: usize, why| Hole {
+        from: from as u32,
+        to: to.min(bytes.len()) as u32,
+        zero_block: has_zero_block(bytes, from, to),
+        by_crash: true,
+        why,
+    };
     while at < bytes.len() {
         // The rest of a batch's last block is zeros, perhaps too few for a header; the next batch begins at the next block.
         let block_end = at.next_multiple_of(BLOCK).min(bytes.len());
@@ -103,27 +143,40 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
             at = block_end;
             continue;
         }
-        let header = match record::read_header(&bytes[at..], id, at as u32) {
-            Ok(header) => header,
+        let found = match record::read_header(&bytes[at..], id, at as u32) {
             Err(Invalid::Empty) if last_written <= at => break,
-            Err(why) => {
-                bad = Some((at, why, at + record::HEADER_BYTES));
-                break;
+            Err(why) => Err((why, at + record::HEADER_BYTES)),
+            Ok(header) => {
+                let head_at = at + record::HEADER_BYTES;
+                let body_at = head_at + header.head_bytes as usize;
+                match bytes.get(body_at..body_at + header.body_bytes as usize) {
+                    Some(body) => Ok((header, &bytes[head_at..body_at], body)),
+                    None => Err((Invalid::Bad("the segment ends within a record"), bytes.len())),
+                }
             }
         };
-        let head_at = at + record::HEADER_BYTES;
-        let body_at = head_at + header.head_bytes as usize;
-        let Some(body) = bytes.get(body_at..body_at + header.body_bytes as usize) else {
-            bad = Some((at, Invalid::Bad("the segment ends within a record"), bytes.len()));
-            break;
+        let (header, head, body) = match found {
+            Ok(found) => found,
+            Err((why, to)) => {
+                let Some(next) = next_batch(id, bytes, at + 1) else {
+                    holes.push(hole(at, to.max(last_written), why));
+                    break;
+                };
+                holes.push(hole(at, next, why));
+                at = next;
+                continue;
+            }
         };
-        let head = &bytes[head_at..body_at];
+        let end = at + header.stored_bytes();
         if !header.head_matches(head) {
-            bad = Some((at, Invalid::Bad("the head's CRC is wrong"), at + header.stored_bytes()));
-            break;
+            let mut hole = hole(at, end, Invalid::Bad("the head's CRC is wrong"));
+            // What a crash cut short may have lost any block up to the last octet that was written.
+            hole.zero_block |= has_zero_block(bytes, at, end.max(last_written));
+            holes.push(hole);
+            at = end;
+            continue;
         }
         let body_intact = header.body_matches(body);
-        let end = at + header.stored_bytes();
         records.push(Found {
             kind: header.kind,
             at: header.at,
@@ -139,6 +192,7 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
                 _ => head,
             }),
             head_crc: header.head_crc,
+            body_crc: header.body_crc,
             body_intact,
             body_zeroed: body.iter().all(|b| *b == 0),
             zero_block: !body_intact && has_zero_block(bytes, at, end),
@@ -146,18 +200,18 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
         at = end;
     }
     let end = records.last().map_or(0, Found::end).next_multiple_of(BLOCK) as u32;
-    // A block that a crash took may be the last that was written, so the whole of the bad record is looked at.
-    let bad = bad.map(|(offset, why, to)| Bad {
-        offset: offset as u32,
-        zero_block: has_zero_block(bytes, offset, last_written.max(to)),
-        why,
-    });
-    let last_batch = (0..bytes.len())
-        .step_by(BLOCK)
-        .rev()
-        .find(|o| matches!(record::read_header(&bytes[*o..], id, *o as u32), Ok(h) if h.kind == Kind::Mark))
-        .unwrap_or(0) as u32;
-    Scan { records, end, bad, last_batch }
+    let last_batch =
+        (0..bytes.len()).step_by(BLOCK).rev().find(|o| begins_batch(id, bytes, *o)).unwrap_or(0) as u32;
+    Scan { records, end, holes, last_batch }
+}
+
+fn begins_batch(id: SegmentId, bytes: &[u8], offset: usize) -> bool {
+    matches!(record::read_header(&bytes[offset..], id, offset as u32), Ok(h) if h.kind == Kind::Mark)
+}
+
+/// Where the first batch at or behind an offset begins.
+fn next_batch(id: SegmentId, bytes: &[u8], from: usize) -> Option<usize> {
+    (from.next_multiple_of(BLOCK)..bytes.len()).step_by(BLOCK).find(|o| begins_batch(id, bytes, *o))
 }
 
 fn has_zero_block(bytes: &[u8], from: usize, to: usize) -> bool {
@@ -180,6 +234,42 @@ pub(crate) fn highest_mark(records: &[Found]) -> (SegmentId, u32) {
 mod tests {
     use super::*;
 
+    /// Behind a hole the scan goes on, and calls nothing a record that is none.
+    #[test]
+    fn p9_a_hole_hides_nothing_behind_it() {
+        let id = SegmentId(1);
+        let mut bytes = Vec::new();
+        for n in 0..6u8 {
+            // A batch: a mark and two records, up to the next block.
+            for record in [
+                record::Record::of(Kind::Mark, vec![n; 20]),
+                record::Record::of(Kind::Table, vec![n; 700]),
+                record::Record::of(Kind::Table, vec![n; 5000]),
+            ] {
+                let offset = bytes.len() as u32;
+                record::write(&mut bytes, &record, id, offset);
+            }
+            bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        }
+        bytes.resize(bytes.len() + 4 * BLOCK, 0);
+        let whole = scan(id, &bytes);
+        assert!(whole.holes.is_empty() && whole.records.len() == 18);
+        for victim in 0..18 {
+            let l = whole.records[victim].location;
+            for at in [0, 40, record::HEADER_BYTES, record::HEADER_BYTES + l.head_bytes as usize - 1] {
+                let mut bad = bytes.clone();
+                bad[l.offset as usize + at] ^= 0x40;
+                let scanned = scan(id, &bad);
+                let header = at < record::HEADER_BYTES;
+                // With its header a record takes those of its batch that follow with it.
+                let lost = if header { 3 - victim % 3 } else { 1 };
+                assert_eq!(scanned.records.len(), 18 - lost, "record {victim}, octet {at}");
+                assert_eq!(scanned.holes.len(), 1, "record {victim}, octet {at}");
+                assert_eq!(scanned.holes[0].from, l.offset);
+            }
+        }
+    }
+
     /// A record with a long head of which a crash kept the first block alone is torn, not ambiguous.
     #[test]
     fn p9_a_long_head_cut_short_is_torn() {
@@ -190,8 +280,8 @@ mod tests {
         for keep in 1..=3 {
             let mut torn = bytes.clone();
             torn[keep * BLOCK..].fill(0);
-            let bad = scan(SegmentId(1), &torn).bad.unwrap();
-            assert!(bad.zero_block, "{keep} blocks kept");
+            let holes = scan(SegmentId(1), &torn).holes;
+            assert!(holes[0].zero_block, "{keep} blocks kept");
         }
     }
 

@@ -118,6 +118,13 @@ pub(crate) struct LogState {
     /// Numbers of checkpoints that a crash cut short.
     pub(crate) void: BTreeSet<u64>,
     pub(crate) dying: Vec<Dying>,
+    /// Bodies whose octets are not what was written, with the CRC-32 of what was. Their records count as live until somebody
+    /// has brought the body, or nobody needs it.
+    pub(crate) lost: BTreeMap<LogIndex, (Location, u32)>,
+    /// This node may have acknowledged entries up to here that it does not have.
+    pub(crate) doubt: Option<LogPosition>,
+    /// The segment of the record that voids what stands before it: kept as long as anything does.
+    pub(crate) reset: Option<SegmentId>,
     pub(crate) next_ticket: Ticket,
     cached_bytes: usize,
     evicted_to: u64,
@@ -125,6 +132,11 @@ pub(crate) struct LogState {
 }
 
 impl LogState {
+    /// Up to where this node may have acknowledged entries, if it does not have as many.
+    pub(crate) fn unresolved_doubt(&self) -> Option<LogPosition> {
+        self.doubt.filter(|doubt| self.last() < Some(*doubt))
+    }
+
     /// Position of the last entry, or the floor if there is none above it.
     pub(crate) fn last(&self) -> Option<LogPosition> {
         match self.slots.back() {
@@ -212,8 +224,20 @@ impl LogState {
         }
     }
 
+    /// A body is found to be other octets than were written.
+    pub(crate) fn body_lost(&mut self, index: LogIndex, location: Location, crc: u32) {
+        match self.bodies.remove(&index) {
+            Some((_, Some(_))) => {} // counted already
+            _ => self.add_live(location.segment, location.body_bytes),
+        }
+        self.lost.insert(index, (location, crc));
+    }
+
     /// Ends a body's story. Its octets go to the erase plan as soon as their place is known.
     pub(crate) fn kill_body(&mut self, index: LogIndex) {
+        if let Some((location, _)) = self.lost.remove(&index) {
+            self.dying.push(Dying { index, location, since: clock::now() });
+        }
         if let Some((_, place)) = self.bodies.remove(&index)
             && let Some(location) = place
         {
@@ -238,7 +262,9 @@ impl LogState {
             let index = LogIndex(self.first + self.slots.len() as u64 - 1);
             let own = self.slots.back().map(|slot| slot.ticket);
             // A body that was fetched under this index is another one, and stays.
-            if self.bodies.get(&index).map(|(ticket, _)| *ticket) == own {
+            let place = self.slots.back().and_then(|slot| slot.location);
+            let lost = self.lost.get(&index).is_some_and(|(location, _)| Some(*location) == place);
+            if lost || self.bodies.get(&index).map(|(ticket, _)| *ticket) == own {
                 self.kill_body(index);
             }
             let slot = self.slots.pop_back().expect("not empty");
@@ -348,6 +374,8 @@ impl LogState {
         self.segments
             .iter()
             .filter(move |(id, s)| !busy.contains(&Some(**id)) && s.live == 0 && !self.pending.contains(id))
+            // What voids older records stays as long as there are any.
+            .filter(|(id, _)| self.reset != Some(**id) || self.segments.keys().next() == Some(id))
     }
 
     /// Forgets a segment that holds nothing live, and what only its records made necessary.
@@ -381,7 +409,7 @@ impl LogState {
                 *live.entry(l.segment).or_default() += 1;
             }
         }
-        let places = self.bodies.values().filter_map(|(_, l)| *l);
+        let places = self.bodies.values().filter_map(|(_, l)| *l).chain(self.lost.values().map(|(l, _)| *l));
         for l in places.chain(self.dying.iter().map(|d| d.location)) {
             *live.entry(l.segment).or_default() += 1;
         }

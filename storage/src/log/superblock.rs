@@ -11,7 +11,7 @@ use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::disk::{Disk, DiskFile};
-use crate::error::OpenError;
+use crate::error::{Damage, OpenError};
 use crate::limits::SUPERBLOCK_COPY_BYTES;
 use crate::position::SegmentId;
 
@@ -58,6 +58,19 @@ impl Superblock {
         Ok(superblock)
     }
 
+    /// Puts a new superblock in the place of one that cannot be read, or that is not there, durably.
+    pub(crate) fn replace(disk: &dyn Disk, contents: Contents) -> std::io::Result<Superblock> {
+        if disk.list()?.iter().any(|name| name == NAME) {
+            // Whoever wants to look at it finds it there.
+            let aside = format!("{NAME}.damaged");
+            if disk.list()?.contains(&aside) {
+                disk.remove(&aside)?;
+            }
+            disk.rename(NAME, &aside)?;
+        }
+        Superblock::create(disk, contents)
+    }
+
     /// Reads the superblock; `None` if the directory holds none.
     pub(crate) fn load(disk: &dyn Disk) -> Result<Option<Superblock>, OpenError> {
         let io = |error| OpenError::Io { what: format!("{}/{NAME}", disk.name()), error };
@@ -79,12 +92,12 @@ impl Superblock {
         }
         match newest {
             Some(contents) => Ok(Some(Superblock { file, contents })),
-            // Both copies are written before anything refers to the directory, so this is an interrupted creation
-            // only if nothing else is here, which the caller sees.
-            None => Err(OpenError::Damaged {
-                at: format!("{}/{NAME}", disk.name()),
-                why: "no copy of the superblock is valid".into(),
-            }),
+            // Both copies are written before anything refers to the directory: it was there.
+            None => {
+                let mut damage = Damage::default();
+                damage.note(format!("{}/{NAME}", disk.name()), "no copy of the superblock is valid");
+                Err(OpenError::Lost(Box::new(damage)))
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::batch::{self, Batch};
 use super::state::{RowPlace, Segment, Ticket};
 use super::{Completion, Inner};
-use crate::codec::{self, SegmentHead, Vote};
+use crate::codec::{self, Reset, SegmentHead, Vote};
 use crate::error::StoreFailed;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::position::{LogIndex, LogPosition, SegmentId};
@@ -75,6 +75,8 @@ pub(crate) struct Writer {
     pub(crate) written: Written,
     pub(crate) synced: (SegmentId, u32),
     pub(crate) fresh: bool,
+    /// What the segment that is active now begins with, before anything else can be read into it.
+    pub(crate) first: Vec<Record>,
 }
 
 impl Writer {
@@ -162,6 +164,7 @@ impl Writer {
             return Err(why);
         }
         self.fresh = false;
+        self.first.clear();
         self.synced = (self.active, end);
         let mut completions = Vec::new();
         {
@@ -173,6 +176,10 @@ impl Writer {
                 let (at, location) = (p.record.at, p.location);
                 match p.record.kind {
                     Kind::Vote => self.written.vote = codec::decode("vote", &p.record.head).ok(),
+                    Kind::Reset => {
+                        let reset = codec::decode::<Reset>("reset", &p.record.head).ok();
+                        self.written.vote = reset.and_then(|reset| reset.vote).or(self.written.vote);
+                    }
                     Kind::Entry => self.written.next = at.index.0 + 1,
                     Kind::Truncate => self.written.next = self.written.next.min(at.index.0),
                     Kind::Floor => {
@@ -237,6 +244,7 @@ impl Writer {
                 previous: Some(self.synced).filter(|(id, _)| *id != self.active),
             };
             records.push(Record::of(Kind::SegmentHead, codec::encode(&head)));
+            records.extend(self.first.iter().cloned());
         }
         if let Some(vote) = &written.vote {
             records.push(Record::of(Kind::Vote, codec::encode(vote)));
@@ -246,6 +254,10 @@ impl Writer {
         }
         if let Some(at) = written.committed {
             records.push(Record { at, ..Record::of(Kind::Committed, Vec::new()) });
+        }
+        if let Some(doubt) = self.inner.state().unresolved_doubt() {
+            let again = Reset { last: Some(doubt), ..Reset::default() };
+            records.push(Record::of(Kind::Reset, codec::encode(&again)));
         }
         let at = LogPosition { index: LogIndex(written.next), ..LogPosition::default() };
         records.push(Record { at, ..Record::of(Kind::Truncate, Vec::new()) });

@@ -1,0 +1,346 @@
+//! A node that lost something of its log: what it must ask before it takes part, and how it gets back what it lacks.
+//!
+//! | lost | what the node does | who must be there |
+//! | --- | --- | --- |
+//! | octets of a body, its record being right | opens, fetches the body from whoever has it, then serves and campaigns | one that has it |
+//! | anything else, not at the end | keeps its bodies, voids the rest, gets the state by snapshot | a quorum, itself included |
+//! | anything else, with the end | the same, but first hears all other nodes: its newest vote may be among what is lost | all others |
+//! | what a leader saw it acknowledge: an old copy was restored | keeps its log, first hears all other nodes | all others |
+//!
+//! Until its own log is as long as what it may have acknowledged it does not campaign and votes for no shorter log: so it votes
+//! as it would have with what it lost (Raft §5.4.1). A vote that may be lost is spent: the highest term of all others is taken
+//! for one in which it has voted (protocol-aware recovery, Alagappan et al., FAST'18). A crash at any point leaves the same to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use holdfast_storage::codec::{Reset, Vote};
+use holdfast_storage::{Bytes, Damage, Entry as StoredEntry, Log, LogIndex, LogPosition};
+use openraft::EntryPayload;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::oneshot;
+
+use crate::cluster::Cluster;
+use crate::codec::entry_from_stored;
+use crate::limits::REQUEST;
+use crate::peer::client::Peer;
+use crate::peer::frame::{Answer, Request, Seen};
+use crate::types::{Raft, position, stored_vote};
+
+/// How long one question to a peer may take.
+const ASK: Duration = Duration::from_secs(1);
+/// Pause between rounds of questions.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// What this node tells a peer that asks.
+pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let leads = cluster.leading().is_some();
+    let data = raft.data_metrics();
+    let data = data.borrow_watched();
+    let progress = data.replication.as_ref().filter(|_| leads);
+    Seen {
+        vote: Some(stored_vote(&metrics.vote)),
+        leads,
+        committed: metrics.local_committed.as_ref().map(position),
+        last: cluster.inner.log.last(),
+        matched: progress.and_then(|p| p.get(&asker)).and_then(|at| at.as_ref()).map(position),
+    }
+}
+
+/// Asks all peers at once.
+async fn ask(peers: &BTreeMap<u64, Peer>) -> BTreeMap<u64, Seen> {
+    let asks = peers.iter().map(|(id, peer)| async move {
+        match peer.ask(Request::Seen, Vec::new(), ASK).await {
+            Ok((Answer::Seen(seen), _)) => Some((*id, seen)),
+            _ => None,
+        }
+    });
+    futures_util::future::join_all(asks).await.into_iter().flatten().collect()
+}
+
+/// The vote of a node that may have forgotten its own: it has voted in the highest term that anybody knows, for nobody that could
+/// be elected by it.
+fn spent(own: u64, known: Option<Vote>, answers: &BTreeMap<u64, Seen>) -> Option<Vote> {
+    let highest = answers.values().filter_map(|seen| seen.vote).map(|vote| vote.term).max();
+    let highest = highest.max(known.map(|vote| vote.term))?;
+    match known.filter(|vote| vote.term == highest && vote.committed) {
+        Some(vote) => Some(vote),
+        None => Some(Vote { term: highest, node: own, committed: false }),
+    }
+}
+
+/// Up to where a leader among them saw this node acknowledge entries.
+fn acknowledged(answers: &BTreeMap<u64, Seen>) -> Option<LogPosition> {
+    answers.values().filter_map(|seen| seen.matched).max()
+}
+
+/// Up to where entries may have been committed with this node's help, all others being heard: at least one of them has each.
+fn longest(answers: &BTreeMap<u64, Seen>) -> Option<LogPosition> {
+    answers.values().filter_map(|seen| seen.last).max().max(acknowledged(answers))
+}
+
+/// What a node begins with that cannot tell by itself what it promised, once all others are heard.
+fn all_heard(
+    own: u64,
+    answers: &BTreeMap<u64, Seen>,
+    vote: Option<Vote>,
+    last: Option<LogPosition>,
+    void_but: Option<LogIndex>,
+) -> Reset {
+    Reset { vote: spent(own, vote, answers), last: last.max(longest(answers)), void_but }
+}
+
+/// With what a damaged log begins anew. Waits for as many peers as it takes.
+pub(crate) async fn reset(own: u64, peers: &BTreeMap<u64, Peer>, damage: &Damage) -> Reset {
+    let void_but = damage.committed.map(|at| at.index);
+    if damage.end_is_whole {
+        return Reset { vote: damage.vote, last: damage.last, void_but };
+    }
+    let mut said = false;
+    loop {
+        let answers = ask(peers).await;
+        if answers.len() == peers.len() {
+            return all_heard(own, &answers, damage.vote, damage.last, void_but);
+        }
+        if !said {
+            tracing::warn!(
+                "what was written last is damaged: waiting for all other nodes, as a vote may be lost"
+            );
+            said = true;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Whether a leader saw this node acknowledge more than it has: its files are an old copy. Then all others are heard, and what is
+/// lost is noted, durably, before this node takes part.
+///
+/// # Errors
+/// If it cannot be noted.
+pub(crate) async fn notice_old_copy(
+    own: u64,
+    peers: &BTreeMap<u64, Peer>,
+    log: &Log,
+) -> Result<bool, String> {
+    let mut answers = ask(peers).await;
+    let Some(matched) = acknowledged(&answers).filter(|matched| log.last() < Some(*matched)) else {
+        return Ok(false);
+    };
+    tracing::error!(
+        acknowledged = %matched,
+        found = ?log.last(),
+        "the log is shorter than what this node acknowledged: an old copy, or damage; hearing all other nodes"
+    );
+    while answers.len() < peers.len() {
+        tokio::time::sleep(AGAIN).await;
+        answers = ask(peers).await;
+    }
+    let reset = all_heard(own, &answers, log.vote(), Some(matched), None);
+    let (tell, told) = oneshot::channel();
+    log.note(reset, Box::new(move |result| drop(tell.send(result))));
+    told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    Ok(true)
+}
+
+/// Waits until this node has what it may have acknowledged, and has applied what its leader knows to be committed.
+pub(crate) async fn catch_up(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) {
+    let mut said = false;
+    loop {
+        let leader = ask(peers).await.into_values().find(|seen| seen.leads);
+        let applied = cluster.inner.applied.borrow().checked_sub(1);
+        let there = leader.is_some_and(|seen| seen.committed.is_none_or(|at| applied >= Some(at.index.0)));
+        if there && cluster.inner.log.doubt().is_none() {
+            return;
+        }
+        if !said {
+            tracing::warn!("this node holds back until it has from its leader what it lost");
+            said = true;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Fetches the bodies that entries of the log lack, before anybody reads these. An entry that is not known to be committed may be one
+/// that no other node has: if nobody can help, it and what follows are given up, as if they were lost in a crash that the node
+/// remembers.
+///
+/// # Errors
+/// The reason, if every other node has answered, none has the body of a committed entry, and that is to be said loudly.
+pub(crate) async fn mend_entries(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) -> Result<(), String> {
+    let log = &cluster.inner.log;
+    for lost in log.lost() {
+        let (index, ..) = lost;
+        if log.term_of(index).is_none() {
+            continue;
+        }
+        if let Err(why) = mend_one(cluster, peers, lost).await {
+            if log.committed().is_some_and(|committed| index <= committed.index) {
+                return Err(why);
+            }
+            let reset = Reset { vote: log.vote(), last: log.last(), void_but: None };
+            tracing::warn!(from = %index, "entries that were not known to be committed are given up: {why}");
+            let (tell, told) = oneshot::channel();
+            log.note(reset, Box::new(move |result| drop(tell.send(result))));
+            told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            log.truncate_from(index);
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Fetches the bodies that the state needs and this node lacks. Those that it does not need are erased.
+///
+/// # Errors
+/// The reason, if every other node has answered and none has one that is needed.
+pub(crate) async fn mend(
+    cluster: &Cluster,
+    peers: &BTreeMap<u64, Peer>,
+    applied: Option<LogPosition>,
+    needed: &BTreeSet<LogIndex>,
+) -> Result<(), String> {
+    let log = &cluster.inner.log;
+    for lost in log.lost() {
+        let (index, ..) = lost;
+        match applied.is_some_and(|at| index <= at.index) && !needed.contains(&index) {
+            true => log.erase(index),
+            false => mend_one(cluster, peers, lost).await?,
+        }
+    }
+    // Behind damage that was dealt with before there may have been more: what the state needs and the log does not have.
+    let missing: Vec<LogIndex> = needed.iter().copied().filter(|index| !log.has_body(*index)).collect();
+    for index in missing {
+        bring(cluster, peers, index).await?;
+    }
+    Ok(())
+}
+
+/// Gets a body of the state of which nothing is left here.
+async fn bring(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, index: LogIndex) -> Result<(), String> {
+    tracing::error!(%index, "a body that the queue needs is not here, which only damage explains; asking for it");
+    loop {
+        let mut gone = 0;
+        for peer in peers.values() {
+            match peer.ask(Request::Body(index), Vec::new(), REQUEST).await {
+                // What this node has applied is committed, so there is but one body of this index.
+                Ok((Answer::Body, body)) => return store(cluster, index, &body).await,
+                Ok((Answer::BodyGone, _)) => gone += 1,
+                _ => {}
+            }
+        }
+        // Settled since this node went down: an entry that is still to come says so.
+        if gone == peers.len() {
+            return Ok(());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn store(cluster: &Cluster, index: LogIndex, body: &[u8]) -> Result<(), String> {
+    let (tell, told) = oneshot::channel();
+    let body = Bytes::copy_from_slice(body);
+    cluster.inner.log.mend_body(index, body, Box::new(move |result| drop(tell.send(result))));
+    told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+}
+
+async fn mend_one(
+    cluster: &Cluster,
+    peers: &BTreeMap<u64, Peer>,
+    (index, bytes, crc): (LogIndex, u32, u32),
+) -> Result<(), String> {
+    let mut said = false;
+    while !fetch(cluster, peers, index, bytes, crc).await? {
+        if !said {
+            let place = cluster.inner.log.lost_place(index).unwrap_or_default();
+            tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
+            said = true;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    Ok(())
+}
+
+/// Gets one body from whoever has it; false if somebody who may have it does not answer.
+async fn fetch(
+    cluster: &Cluster,
+    peers: &BTreeMap<u64, Peer>,
+    index: LogIndex,
+    bytes: u32,
+    crc: u32,
+) -> Result<bool, String> {
+    let log = &cluster.inner.log;
+    let mut heard = 0;
+    for peer in peers.values() {
+        match peer.ask(Request::Body(index), Vec::new(), REQUEST).await {
+            // Another leader's entry may stand under this index there: only the very octets count.
+            Ok((Answer::Body, body)) if body.len() == bytes as usize && crc32fast::hash(&body) == crc => {
+                store(cluster, index, &body).await?;
+                tracing::warn!(%index, "a damaged body was fetched from another node");
+                return Ok(true);
+            }
+            // It has another one, has erased it, or found it damaged as well.
+            Ok((Answer::Body | Answer::BodyGone | Answer::BodyDamaged, _)) => heard += 1,
+            _ => {}
+        }
+    }
+    if heard < peers.len() {
+        return Ok(false);
+    }
+    let place = log.lost_place(index).unwrap_or_default();
+    let head = log.head(index).ok().flatten();
+    let entry = head.map(|(at, head)| StoredEntry { at, head, body: Bytes::new() });
+    let command = match entry.and_then(|entry| entry_from_stored(entry).ok()).map(|entry| entry.payload) {
+        Some(EntryPayload::Normal(proposal)) => Some(proposal.command),
+        _ => None,
+    };
+    let machine = cluster.inner.machine.lock().unwrap_or_else(PoisonError::into_inner);
+    let owners = machine.owners(index, command.as_deref());
+    let owners = if owners.is_empty() { "no message that this node knows".into() } else { owners.join(", ") };
+    Err(format!(
+        "the body of entry {index} is damaged here, at {place}, and no other node has it; it belongs to {owners}. This node \
+         will not go on as if it had been erased: restore its directory or another node's from a copy"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_storage::Term;
+
+    use super::*;
+
+    fn at(term: u64, index: u64) -> LogPosition {
+        LogPosition { term: Term(term), index: LogIndex(index) }
+    }
+
+    fn vote(term: u64, node: u64, committed: bool) -> Vote {
+        Vote { term: Term(term), node, committed }
+    }
+
+    /// Node 3 led term 3 and committed 3.107 with node 2, while node 1 was away with a 2.107 of its own. Then node 3 loses what it
+    /// wrote last, and with it all memory of term 3. Node 1 stands for term 4.
+    #[test]
+    fn p1_who_forgot_its_end_votes_for_nobody_who_lacks_what_it_committed() {
+        let one = Seen { vote: Some(vote(2, 1, true)), last: Some(at(2, 107)), ..Seen::default() };
+        let two = Seen { vote: Some(vote(3, 3, true)), last: Some(at(3, 107)), ..Seen::default() };
+        let answers = BTreeMap::from([(1, one), (2, two)]);
+        let reset = all_heard(3, &answers, Some(vote(1, 1, true)), Some(at(1, 40)), None);
+        assert_eq!(reset.last, Some(at(3, 107)));
+        assert!(one.last < reset.last, "node 1 does not get this vote");
+        assert!(two.last >= reset.last, "node 2 does");
+        assert_eq!(reset.vote, Some(vote(3, 3, false)), "term 3 is spent");
+    }
+
+    #[test]
+    fn p1_a_vote_that_may_be_lost_is_spent() {
+        let seen = |vote| BTreeMap::from([(1, Seen { vote: Some(vote), ..Seen::default() })]);
+        // A known leader of the highest term may be followed.
+        assert_eq!(spent(3, Some(vote(5, 2, true)), &seen(vote(4, 1, true))), Some(vote(5, 2, true)));
+        // Somebody stood in term 6, and this node may have voted for him.
+        assert_eq!(spent(3, Some(vote(5, 2, true)), &seen(vote(6, 1, false))), Some(vote(6, 3, false)));
+        assert_eq!(spent(3, Some(vote(5, 2, false)), &seen(vote(5, 1, false))), Some(vote(5, 3, false)));
+        assert_eq!(spent(3, None, &BTreeMap::new()), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! P9: damage to one node's files costs no mail and needs no operator, also when another node is killed right after. The node
+//! holds back as far as it must, gets what it lacks from the others, and then counts.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::history::{Outcome, Sent};
+use jepsen_style_tests::nodes::Nodes;
+use jepsen_style_tests::sender::{Client, message};
+use jepsen_style_tests::tools::{files_contain, wait_for};
+
+/// Three nodes with mail that waits, in more than one segment each, and mail that has passed.
+struct Waiting {
+    nodes: Nodes,
+    customer: Customer,
+    history: Vec<Sent>,
+}
+
+fn waiting() -> Waiting {
+    let (customer, away) = (Customer::start(), Customer::start());
+    away.set_down(true);
+    let mut nodes = Nodes::prepare(|_, text| text);
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    let mut history = Vec::new();
+    let mut send = |nodes: &Nodes, names: Vec<String>, bytes: usize| {
+        let mut client = Client::connect(2, &nodes.smtp(2)).unwrap();
+        for name in names {
+            history.push(client.transact(&name, &["r"], &message(&name, bytes)));
+        }
+    };
+    send(&nodes, (0..40).map(|n| format!("passed{n:02}")).collect(), 20_000);
+    nodes.wait_drained(Duration::from_secs(20));
+    nodes.route("test.example", away.address());
+    send(&nodes, names(), 230_000);
+    assert!(history.iter().all(|s| s.outcome == Outcome::Ok));
+    Waiting { nodes, customer, history }
+}
+
+fn names() -> Vec<String> {
+    (0..50).map(|n| format!("waits{n:02}")).collect()
+}
+
+fn canary(name: &str) -> Vec<u8> {
+    format!("canary-{name}-line-000500").into_bytes()
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
+    found.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("segment-")));
+    found.retain(|p| std::fs::read(p).unwrap().iter().any(|octet| *octet != 0));
+    found.sort();
+    found
+}
+
+/// The segment file that holds a waiting message, and where.
+fn place(dir: &Path, name: &str) -> (PathBuf, usize) {
+    let needle = canary(name);
+    for path in segments(dir) {
+        let octets = std::fs::read(&path).unwrap();
+        if let Some(at) = octets.windows(needle.len()).position(|w| w == needle) {
+            return (path, at);
+        }
+    }
+    panic!("{name} is nowhere in {}", dir.display());
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut octets = std::fs::read(path).unwrap();
+    change(&mut octets);
+    std::fs::write(path, octets).unwrap();
+}
+
+/// Where the record begins in whose body `at` lies.
+fn header(octets: &[u8], at: usize) -> usize {
+    let magic = octets[..4].to_vec();
+    (0..at).rev().find(|n| octets[*n..*n + 4] == magic[..]).unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+const HARMS: [&str; 9] = [
+    "a flipped bit in a body",
+    "a flipped bit in a header",
+    "garbage over many records",
+    "a segment file is gone",
+    "a segment file is cut short",
+    "two segment files are swapped",
+    "both copies of the superblock are garbage",
+    "what was written last is garbage",
+    "the index is garbage as well as a header",
+];
+
+fn inflict(dir: &Path, harm: &str) {
+    let all = segments(dir);
+    assert!(all.len() > 1, "one segment is too few to damage: {all:?}");
+    let (path, at) = place(dir, "waits07");
+    match harm {
+        "a flipped bit in a body" => edit(&path, |octets| octets[at] ^= 1),
+        "a flipped bit in a header" => edit(&path, |octets| {
+            let header = header(octets, at);
+            octets[header + 20] ^= 1;
+        }),
+        "garbage over many records" => edit(&path, |octets| octets[at..at + 900_000].fill(0x5a)),
+        "a segment file is gone" => std::fs::remove_file(path).unwrap(),
+        "a segment file is cut short" => edit(&path, |octets| octets.truncate(at)),
+        "two segment files are swapped" => {
+            let other = std::fs::read(&all[0]).unwrap();
+            std::fs::copy(&all[1], &all[0]).unwrap();
+            std::fs::write(&all[1], other).unwrap();
+        }
+        "both copies of the superblock are garbage" => {
+            edit(&dir.join("superblock"), |octets| octets.fill(0xee));
+        }
+        "what was written last is garbage" => {
+            let newest = all.iter().max_by_key(|path| std::fs::read(path).unwrap()[32..40].to_vec()).unwrap();
+            edit(newest, |octets| {
+                let end = octets.iter().rposition(|octet| *octet != 0).unwrap();
+                octets[end.saturating_sub(30_000)..=end].fill(0x77);
+            });
+        }
+        "the index is garbage as well as a header" => {
+            edit(&path, |octets| {
+                let header = header(octets, at);
+                octets[header + 3] ^= 1;
+            });
+            for entry in std::fs::read_dir(dir.join("index")).unwrap().flatten() {
+                if entry.path().is_file() {
+                    std::fs::write(entry.path(), [0x13; 5000]).unwrap();
+                }
+            }
+        }
+        _ => panic!("{harm}"),
+    }
+}
+
+fn wait_healthy(nodes: &Nodes, what: &str) {
+    wait_for(what, Duration::from_secs(40), || {
+        let status = nodes.status();
+        let all = status.as_ref().and_then(|s| s["nodes"].as_array());
+        all.is_some_and(|nodes| nodes.len() == 3 && nodes.iter().all(|n| n["healthy"] == true))
+    });
+}
+
+/// Damages one node after the other, the leader's turn included, and kills another as soon as it is back.
+fn damage_all(harms: &[&str]) {
+    let Waiting { mut nodes, customer, history } = waiting();
+    for (n, harm) in harms.iter().enumerate() {
+        let leader = nodes.wait_leader();
+        let victim = if n % 2 == 0 { leader % 3 + 1 } else { leader };
+        // What is dead may be damaged as it likes: no harm is done to that.
+        wait_for("the dead to be overwritten", Duration::from_secs(20), || {
+            let status = nodes.status();
+            let all = status.as_ref().and_then(|s| s["nodes"].as_array());
+            all.is_some_and(|nodes| nodes.iter().all(|n| n["erase_backlog"] == 0))
+        });
+        nodes.kill(victim);
+        let before = nodes.stderr(victim).len();
+        inflict(&nodes.data(victim), harm);
+        nodes.start(victim);
+        wait_healthy(&nodes, &format!("node {victim} to be back: {harm}"));
+        let said = nodes.stderr(victim)[before..].to_string();
+        assert!(said.contains("damage"), "{harm}: nobody noticed; {said}");
+        wait_for("its copies", Duration::from_secs(30), || {
+            names().iter().all(|name| files_contain(&nodes.data(victim), &canary(name)))
+        });
+        // It counts: another may go, and comes back.
+        let other = (1..=3).find(|id| *id != victim).unwrap();
+        nodes.kill(other);
+        nodes.wait_accepting();
+        nodes.start(other);
+        wait_healthy(&nodes, "the other one to be back");
+    }
+    let victims: BTreeSet<u64> = (1..=3).collect();
+    assert!(victims.iter().all(|id| nodes.is_running(*id)));
+    nodes.kill(nodes.wait_leader());
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
+#[test]
+fn p9_damage_to_records_costs_no_mail() {
+    damage_all(&HARMS[..5]);
+}
+
+#[test]
+fn p9_damage_to_files_costs_no_mail() {
+    damage_all(&HARMS[5..]);
+}
+
+/// A directory that was restored from an old copy: the node has forgotten what it acknowledged, and finds that out.
+#[test]
+fn p9_an_old_copy_of_a_directory_costs_no_mail() {
+    let Waiting { mut nodes, customer, mut history } = waiting();
+    let leader = nodes.wait_leader();
+    let victim = leader % 3 + 1;
+    nodes.kill(victim);
+    let old = nodes.dir().join("old");
+    copy(&nodes.data(victim), &old);
+    nodes.start(victim);
+    wait_healthy(&nodes, "the copied node to be back");
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    for n in 0..30 {
+        let name = format!("later{n:02}");
+        history.push(client.transact(&name, &["r"], &message(&name, 3000)));
+    }
+    assert!(history.iter().all(|s| s.outcome == Outcome::Ok));
+    nodes.kill(victim);
+    std::fs::remove_dir_all(nodes.data(victim)).unwrap();
+    copy(&old, &nodes.data(victim));
+    nodes.start(victim);
+    wait_healthy(&nodes, "the restored node to be back");
+    let said = nodes.stderr(victim);
+    assert!(said.contains("the log is shorter than what this node acknowledged"), "{said}");
+    nodes.kill(leader);
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
+/// A body that is damaged on every node halts the node that finds it, which names it; it is not passed over as if it had been erased.
+#[test]
+fn p9_a_body_that_is_damaged_everywhere_halts_loudly() {
+    let Waiting { mut nodes, .. } = waiting();
+    (1..=3).for_each(|id| nodes.kill(id));
+    for id in 1..=3 {
+        inflict(&nodes.data(id), "a flipped bit in a body");
+    }
+    (1..=3).for_each(|id| nodes.start(id));
+    let mut halted = None;
+    wait_for("somebody to halt", Duration::from_secs(30), || {
+        halted = (1..=3).find(|id| nodes.stderr(*id).contains("no other node has it"));
+        halted.is_some()
+    });
+    let halted = halted.unwrap();
+    let status = nodes.wait_exit(halted, Duration::from_secs(10));
+    let said = nodes.stderr(halted);
+    assert_eq!(status, Some(1), "{said}");
+    for word in ["the body of entry", "segment", "offset", "message 0"] {
+        assert!(said.contains(word), "{word} in {said}");
+    }
+}

@@ -1,0 +1,356 @@
+//! P9: a log that is damaged in any way, in any number of places. What can be opened is what was written; what cannot says so; what
+//! is salvaged is right, and nothing of the rest can be read on the disk any more.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and waits for threads"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use holdfast_storage::codec::{Reset, Vote};
+use holdfast_storage::disk::Disk;
+use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::{
+    Bytes, Damage, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, Term,
+};
+use proptest::prelude::*;
+
+const SEGMENT: u64 = 4 << 20;
+
+fn identity() -> Identity {
+    Identity { cluster: "test".into(), node: 1 }
+}
+
+fn options() -> Options {
+    Options { segment_bytes: SEGMENT, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) }
+}
+
+fn open(disk: &SimDisk) -> Result<Log, OpenError> {
+    Log::open(Arc::new(disk.clone()), identity(), options()).map(|(log, _)| log)
+}
+
+fn at(index: u64) -> LogPosition {
+    LogPosition { term: Term(1 + index / 10), index: LogIndex(index) }
+}
+
+fn stamp(index: u64) -> String {
+    format!("<the body of entry {index:04}>")
+}
+
+fn body(index: u64, bytes: usize) -> Bytes {
+    stamp(index).bytes().cycle().take(bytes).collect::<Vec<u8>>().into()
+}
+
+fn wait(log: &Log, done: impl FnOnce(holdfast_storage::Completion)) {
+    let (tell, told) = channel();
+    done(Box::new(move |result| drop(tell.send(result))));
+    told.recv().unwrap().unwrap();
+    log.check();
+}
+
+/// What was written, all of it synced.
+struct Written {
+    bodies: BTreeMap<u64, Bytes>,
+    erased: Vec<u64>,
+    vote: Vote,
+    committed: u64,
+    last: LogPosition,
+}
+
+fn write(disk: &SimDisk, sizes: &[usize]) -> Written {
+    let log = open(disk).unwrap();
+    let mut bodies = BTreeMap::new();
+    let mut vote = Vote::default();
+    for (index, bytes) in (0..).zip(sizes) {
+        let body = body(index, *bytes);
+        if index % 7 == 3 {
+            vote = Vote { term: Term(1 + index), node: 2, committed: false };
+            wait(&log, |done| log.save_vote(vote, done));
+        }
+        if index % 5 == 4 {
+            log.save_committed(at(index - 2));
+        }
+        let entry = Entry { at: at(index), head: Bytes::from_static(b"head"), body: body.clone() };
+        wait(&log, |done| log.append(vec![entry], done));
+        bodies.insert(index, body);
+    }
+    let count = sizes.len() as u64;
+    let erased: Vec<u64> = (0..count).filter(|index| index % 11 == 5).collect();
+    erased.iter().for_each(|index| log.erase(LogIndex(*index)));
+    settle(&log);
+    let committed = log.committed().map_or(0, |at| at.index.0);
+    Written { bodies, erased, vote, committed, last: at(count - 1) }
+}
+
+/// Waits until what is dying is overwritten and the idle mark is written.
+fn settle(log: &Log) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while log.erase_backlog() > 0 {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(120));
+}
+
+#[derive(Clone, Debug)]
+enum Harm {
+    Flip { at: f64, bit: u8 },
+    Zero { at: f64, blocks: u64 },
+    Garbage { at: f64, octets: usize },
+    Remove,
+    Swap,
+    Truncate { at: f64 },
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    prop_oneof![
+        4 => (0.0..1.0f64, 0..8u8).prop_map(|(at, bit)| Harm::Flip { at, bit }),
+        2 => (0.0..1.0f64, 1..9u64).prop_map(|(at, blocks)| Harm::Zero { at, blocks }),
+        2 => (0.0..1.0f64, 1..9000usize).prop_map(|(at, octets)| Harm::Garbage { at, octets }),
+        1 => Just(Harm::Remove),
+        1 => Just(Harm::Swap),
+        1 => (0.0..1.0f64).prop_map(|at| Harm::Truncate { at }),
+    ]
+}
+
+fn segments(disk: &SimDisk) -> Vec<String> {
+    let mut names: Vec<String> = disk.list().unwrap();
+    names.retain(|name| name.starts_with("segment-") && disk.contents(name).iter().any(|octet| *octet != 0));
+    names.sort();
+    names
+}
+
+fn overwrite(disk: &SimDisk, name: &str, octets: &[u8], offset: u64) {
+    let file = disk.open(name).unwrap();
+    file.write_at(octets, offset).unwrap();
+    file.sync_data().unwrap();
+}
+
+/// Does harm to one of the segment files, as far as it was written.
+fn inflict(disk: &SimDisk, harm: &Harm, which: usize) {
+    let names = segments(disk);
+    let Some(name) = names.get(which % names.len().max(1)) else { return };
+    let contents = disk.contents(name);
+    let written = contents.iter().rposition(|octet| *octet != 0).map_or(1, |at| at + 1);
+    let place = |part: f64| (part * written as f64) as u64;
+    match harm {
+        Harm::Flip { at, bit } => disk.flip(name, place(*at), *bit),
+        Harm::Zero { at, blocks } => {
+            let from = place(*at) / 4096 * 4096;
+            let to = (from + blocks * 4096).min(SEGMENT);
+            overwrite(disk, name, &vec![0; (to - from) as usize], from);
+        }
+        Harm::Garbage { at, octets } => {
+            let from = place(*at);
+            let octets: Vec<u8> = (0..*octets).map(|n| (n * 31 % 251) as u8).collect();
+            let room = (SEGMENT - from) as usize;
+            overwrite(disk, name, &octets[..octets.len().min(room)], from);
+        }
+        Harm::Remove => {
+            disk.remove(name).unwrap();
+            disk.sync_dir().unwrap();
+        }
+        Harm::Truncate { at } => disk.truncate(name, place(*at)),
+        Harm::Swap => {
+            let other = &names[(which + 1) % names.len()];
+            let others = disk.contents(other);
+            overwrite(disk, name, &others, 0);
+            overwrite(disk, other, &contents, 0);
+        }
+    }
+}
+
+/// Each body that the log has is the one that was written, and those that it does not have it names.
+fn check_bodies(log: &Log, written: &Written, upto: u64) {
+    let lost: Vec<u64> = log.lost().iter().map(|(index, _, _)| index.0).collect();
+    for (index, body) in &written.bodies {
+        let at = LogIndex(*index);
+        if log.has_body(at) {
+            assert!(*index <= upto, "entry {index}");
+            assert!(log.body(at).unwrap() == *body, "entry {index} has another body");
+        } else if *index <= upto && log.term_of(at).is_some() {
+            assert!(
+                lost.contains(index) || written.erased.contains(index) || body.is_empty(),
+                "entry {index}"
+            );
+        }
+    }
+}
+
+fn salvaged(disk: &SimDisk, written: &Written, damage: &Damage) {
+    let vote = Vote { term: Term(1000), node: 1, committed: false };
+    let kept = damage.committed.map(|at| at.index);
+    let reset = Reset { vote: Some(vote), last: damage.last, void_but: kept };
+    let (log, recovered) = Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).unwrap();
+    let upto = kept.map_or(0, |kept| kept.0);
+    let check = |log: &Log| {
+        log.check();
+        check_bodies(log, written, upto);
+        assert_eq!((log.last(), log.vote(), log.committed()), (None, Some(vote), None));
+        assert_eq!(log.doubt(), damage.last);
+        assert!(log.lost().iter().all(|(index, _, _)| index.0 <= upto));
+    };
+    assert!(!recovered.pristine && recovered.checkpoint.is_none());
+    check(&log);
+    let kept: Vec<LogIndex> = (0..=upto).map(LogIndex).filter(|index| log.has_body(*index)).collect();
+    settle(&log);
+    drop(log);
+    for index in (0..written.bodies.len() as u64).filter(|index| *index > upto) {
+        assert!(!disk.contains(stamp(index).as_bytes()), "P3: entry {index} is void and readable");
+    }
+    // Once more, and then on from a snapshot as any follower does.
+    let log = open(disk).unwrap();
+    check(&log);
+    assert!(kept.iter().all(|index| log.has_body(*index)), "a body was forgotten at a restart");
+    let floor = LogPosition { term: Term(900), index: LogIndex(2000) };
+    log.purge(floor);
+    let at = LogPosition { term: Term(900), index: LogIndex(2001) };
+    let entry = Entry { at, head: Bytes::from_static(b"new"), body: Bytes::from_static(b"new body") };
+    wait(&log, |done| log.append(vec![entry], done));
+    drop(log);
+    let log = open(disk).unwrap();
+    log.check();
+    assert_eq!((log.last(), log.floor(), log.vote(), log.doubt()), (Some(at), Some(floor), Some(vote), None));
+    assert_eq!(log.entries(0..u64::MAX, usize::MAX).unwrap().len(), 1);
+    assert!(kept.iter().all(|index| log.has_body(*index)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn p9_what_is_left_of_a_log_is_what_was_written(
+        seed: u64,
+        sizes in prop::collection::vec(0..200_000usize, 20..45),
+        harms in prop::collection::vec((harm(), 0..3usize), 1..4),
+    ) {
+        let disk = SimDisk::new(seed);
+        let written = write(&disk, &sizes);
+        let newest = segments(&disk).pop().unwrap();
+        let tail = |disk: &SimDisk| -> Vec<u8> {
+            let contents = if segments(disk).contains(&newest) { disk.contents(&newest) } else { Vec::new() };
+            let end = contents.iter().rposition(|octet| *octet != 0).unwrap_or(0);
+            contents[end.saturating_sub(260_000)..].to_vec()
+        };
+        let before = tail(&disk);
+        harms.iter().for_each(|(harm, which)| inflict(&disk, harm, *which));
+        match open(&disk) {
+            Ok(log) => {
+                log.check();
+                // Of what was written last and of the mark behind it nobody but the others can tell that it is gone.
+                if tail(&disk) == before {
+                    prop_assert_eq!(log.last(), Some(written.last), "an entry is missing and nobody said so");
+                    prop_assert_eq!(log.vote(), Some(written.vote));
+                }
+                check_bodies(&log, &written, u64::MAX);
+            }
+            Err(OpenError::Lost(damage)) => {
+                prop_assert!(damage.count > 0 && !damage.places.is_empty());
+                prop_assert!(damage.committed.is_none_or(|at| at.index.0 <= written.committed));
+                if damage.end_is_whole {
+                    prop_assert_eq!(damage.vote, Some(written.vote));
+                    prop_assert!(damage.last >= Some(written.last), "{:?}", damage.last);
+                }
+                salvaged(&disk, &written, &damage);
+            }
+            Err(e) => prop_assert!(false, "{}", e),
+        }
+    }
+}
+
+/// Both copies of the superblock are gone, or its file: the segments say what it said, but for what was promised last.
+#[test]
+fn p9_a_log_without_a_superblock_is_salvaged() {
+    for remove in [false, true] {
+        let disk = SimDisk::new(3);
+        let written = write(&disk, &[100_000; 60]);
+        if remove {
+            disk.remove("superblock").unwrap();
+        } else {
+            overwrite(&disk, "superblock", &[0xff; 2 << 20], 0);
+        }
+        match open(&disk) {
+            Err(OpenError::Lost(damage)) => {
+                assert!(!damage.end_is_whole && damage.vote.is_none());
+                // As the other nodes would say.
+                let told = Damage { last: Some(written.last), committed: Some(at(30)), ..*damage };
+                salvaged(&disk, &written, &told);
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
+}
+
+/// A body that somebody brings is that of its entry again: for whoever reads the entry, and after a restart.
+#[test]
+fn p9_a_mended_body_is_the_body_of_its_entry() {
+    let disk = SimDisk::new(21);
+    let written = write(&disk, &[5000; 30]);
+    let name = &segments(&disk)[0];
+    let needle = stamp(4);
+    let contents = disk.contents(name);
+    let at = contents.windows(needle.len()).position(|window| window == needle.as_bytes()).unwrap();
+    disk.flip(name, at as u64 + 2, 1);
+    let log = open(&disk).unwrap();
+    let lost = log.lost();
+    assert_eq!(lost, [(LogIndex(4), 5000, crc32fast::hash(&written.bodies[&4]))]);
+    wait(&log, |done| log.mend_body(LogIndex(4), written.bodies[&4].clone(), done));
+    let whole = |log: &Log| {
+        assert_eq!(log.lost(), []);
+        assert!(log.body(LogIndex(4)).unwrap() == written.bodies[&4]);
+        let entries = log.entries(4..5, usize::MAX).unwrap();
+        assert!(entries[0].body == written.bodies[&4], "whoever gets the entry gets its body");
+        log.check();
+    };
+    whole(&log);
+    settle(&log);
+    drop(log);
+    let log = open(&disk).unwrap();
+    whole(&log);
+    // And it goes with its entry.
+    log.truncate_from(LogIndex(4));
+    settle(&log);
+    assert!(!disk.contains(needle.as_bytes()), "its entry was taken back");
+    drop(log);
+    assert!(!open(&disk).unwrap().has_body(LogIndex(4)));
+}
+
+/// What a salvage was about to do is done at the next start, wherever the power went.
+#[test]
+fn p9_a_salvage_that_power_cuts_short_is_done_again() {
+    for after in 0..60 {
+        let disk = SimDisk::new(after);
+        let written = write(&disk, &[90_000; 60]);
+        let name = &segments(&disk)[0];
+        let needle = stamp(4);
+        let contents = disk.contents(name);
+        let body = contents.windows(needle.len()).position(|window| window == needle.as_bytes()).unwrap();
+        disk.flip(name, body as u64 - 30, 1); // in the header
+        let Err(OpenError::Lost(damage)) = open(&disk) else {
+            panic!("the flip hit nothing that matters");
+        };
+        assert!(damage.end_is_whole);
+        let reset =
+            Reset { vote: damage.vote, last: damage.last, void_but: damage.committed.map(|at| at.index) };
+        disk.power_off_in(after);
+        drop(Log::salvage(Arc::new(disk.clone()), identity(), options(), reset));
+        disk.crash();
+        match open(&disk) {
+            Ok(log) => {
+                assert_eq!((log.last(), log.vote(), log.doubt()), (None, damage.vote, damage.last));
+                check_bodies(&log, &written, damage.committed.map_or(0, |at| at.index.0));
+            }
+            Err(OpenError::Lost(again)) => {
+                assert!(again.end_is_whole, "power off after {after}");
+                assert_eq!((again.vote, again.last), (damage.vote, damage.last), "power off after {after}");
+                salvaged(&disk, &written, &again);
+            }
+            Err(e) => panic!("power off after {after}: {e}"),
+        }
+    }
+}
