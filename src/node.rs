@@ -102,6 +102,7 @@ fn start_cluster(
         index_reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
+            move_below_percent: holdfast_storage::limits::MOVE_BELOW_PERCENT,
             on_erased: Arc::new(move |erased| erasures.note(erased)),
             // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
             on_failure: Arc::new(move |why| {

@@ -144,22 +144,17 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
     let peers: BTreeMap<u64, Peer> = peers.collect();
     let identity = Identity { cluster, node: id };
-    let mut salvaged = None;
     let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
         Err(OpenError::Lost(damage)) if !peers.is_empty() => {
             tracing::error!(%damage, "the log is damaged; this node asks the others before it takes part");
             let reset = repair::reset(id, &peers, &damage).await;
-            salvaged = Some(reset.void_but.unwrap_or_default());
             Log::salvage(disk, identity, log, reset)?
         }
         opened => opened?,
     };
     let log = Arc::new(log);
     let pristine = recovered.pristine;
-    let old_copy = !pristine
-        && salvaged.is_none()
-        && repair::notice_old_copy(id, &peers, &log).await.map_err(StartError::State)?;
-    let holds_back = salvaged.is_some() || old_copy || log.doubt().is_some();
+    let old_copy = !pristine && repair::notice_old_copy(id, &peers, &log).await.map_err(StartError::State)?;
     let committed = log.committed();
     let rows = Arc::new(Rows::new(log.clone(), Some(index), index_reserve_bytes));
     let (state_machine, applied) =
@@ -184,7 +179,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
-            kept: salvaged.map(|kept| kept.0),
+            is_whole: AtomicBool::new(false),
+            kept: recovered.kept.map(|kept| kept.0),
             about: OnceLock::new(),
             abstain: AtomicBool::new(recovered.ambiguous_tail),
         }),
@@ -195,6 +191,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         Past::Pristine | Past::Prepared => formation(&cluster).await?,
     };
     repair::mend_entries(&cluster, &peers).await.map_err(StartError::State)?;
+    let holds_back = recovered.kept.is_some() || old_copy || cluster.inner.log.doubt().is_some();
     let config = Config {
         cluster_name: local.cluster.clone(),
         election_timeout_min: election_ms.0,
@@ -237,6 +234,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let Started { erased, applied, needed } =
         state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
     repair::mend(&cluster, &peers, applied, &needed).await.map_err(StartError::State)?;
+    cluster.inner.is_whole.store(true, Ordering::Relaxed);
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

@@ -45,6 +45,10 @@ pub struct NodeReport {
     pub live_body_bytes: u64,
     /// Octets of its segments.
     pub held_bytes: u64,
+    /// Octets of its segments but for the one that is being written, and of what is live in those.
+    pub sealed_bytes: u64,
+    /// See `sealed_bytes`.
+    pub sealed_live_bytes: u64,
     /// Bodies that wait to be overwritten.
     pub erase_backlog: u64,
     /// How its on-disk index is doing: `folding`, `ready` or `aside`.
@@ -90,12 +94,21 @@ pub(crate) struct Inner {
     pub(crate) votes_from: Instant,
     pub(crate) prepared: Mutex<bool>,
     pub(crate) starts: u64,
+    /// Set once this node has all that it needs.
+    pub(crate) is_whole: AtomicBool,
     /// After a salvage: bodies up to this index are most likely those of committed entries.
     pub(crate) kept: Option<u64>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
     /// The tail of the log may have held more than was found: no vote, no campaign until a later leader has committed.
     pub(crate) abstain: AtomicBool,
+}
+
+impl Inner {
+    /// Whether the state still needs the body of an entry.
+    pub(crate) fn is_needed(&self, index: LogIndex) -> bool {
+        !self.machine.lock().unwrap_or_else(PoisonError::into_inner).owners(index, None).is_empty()
+    }
 }
 
 /// See [`Cluster::tell_about`].
@@ -268,6 +281,8 @@ impl Cluster {
             disk_free_bytes: space.free_bytes,
             live_body_bytes: space.live_body_bytes,
             held_bytes: space.held_bytes,
+            sealed_bytes: space.sealed_bytes,
+            sealed_live_bytes: space.sealed_live_bytes,
             erase_backlog: self.inner.log.erase_backlog() as u64,
             index: match self.inner.rows.standing() {
                 Standing::Folding => "folding",

@@ -61,6 +61,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TypeConfig>> {
         let options = Options {
             segment_bytes: 4 << 20,
+            move_below_percent: 60,
             on_erased: Arc::new(|_| {}),
             on_failure: Arc::new(|why| panic!("{why}")),
         };

@@ -45,7 +45,8 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
         vote: Some(stored_vote(&metrics.vote)),
         leads,
         committed: metrics.local_committed.as_ref().map(position),
-        last: cluster.inner.log.last(),
+        // What it may have had counts as what it has: its own doubt is not to be forgotten by asking it.
+        last: cluster.inner.log.last().max(cluster.inner.log.doubt()),
         matched: progress.and_then(|p| p.get(&asker)).and_then(|at| at.as_ref()).map(position),
     }
 }
@@ -55,7 +56,7 @@ async fn ask(peers: &BTreeMap<u64, Peer>) -> BTreeMap<u64, Seen> {
     let asks = peers.iter().map(|(id, peer)| async move {
         match peer.ask(Request::Seen, Vec::new(), ASK).await {
             Ok((Answer::Seen(seen), _)) => Some((*id, seen)),
-            _ => None,
+            _ => None, // also one that does not know itself what it had
         }
     });
     futures_util::future::join_all(asks).await.into_iter().flatten().collect()
@@ -96,12 +97,12 @@ fn all_heard(
 /// With what a damaged log begins anew. Waits for as many peers as it takes.
 pub(crate) async fn reset(own: u64, peers: &BTreeMap<u64, Peer>, damage: &Damage) -> Reset {
     let void_but = damage.committed.map(|at| at.index);
-    if damage.end_is_whole {
+    let mut answers = ask(peers).await;
+    if damage.end_is_whole && !knows_better(own, &answers, damage.vote, damage.last) {
         return Reset { vote: damage.vote, last: damage.last, void_but };
     }
     let mut said = false;
     loop {
-        let answers = ask(peers).await;
         if answers.len() == peers.len() {
             return all_heard(own, &answers, damage.vote, damage.last, void_but);
         }
@@ -112,7 +113,20 @@ pub(crate) async fn reset(own: u64, peers: &BTreeMap<u64, Peer>, damage: &Damage
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
+        answers = ask(peers).await;
     }
+}
+
+/// Whether a peer remembers more of this node's promises than the node itself: a leader saw it acknowledge more, or somebody follows
+/// it in a term of which it knows nothing.
+fn knows_better(
+    own: u64,
+    answers: &BTreeMap<u64, Seen>,
+    vote: Option<Vote>,
+    last: Option<LogPosition>,
+) -> bool {
+    let voted = |seen: &Seen| seen.vote.filter(|vote| vote.node == own).map(|vote| vote.term);
+    acknowledged(answers) > last || answers.values().filter_map(voted).max() > vote.map(|vote| vote.term)
 }
 
 /// Whether a leader saw this node acknowledge more than it has: its files are an old copy. Then all others are heard, and what is
@@ -126,11 +140,13 @@ pub(crate) async fn notice_old_copy(
     log: &Log,
 ) -> Result<bool, String> {
     let mut answers = ask(peers).await;
-    let Some(matched) = acknowledged(&answers).filter(|matched| log.last() < Some(*matched)) else {
+    // A doubt that was noted before is no news.
+    let known = log.last().max(log.doubt());
+    if !knows_better(own, &answers, log.vote(), known) {
         return Ok(false);
-    };
+    }
     tracing::error!(
-        acknowledged = %matched,
+        acknowledged = ?acknowledged(&answers),
         found = ?log.last(),
         "the log is shorter than what this node acknowledged: an old copy, or damage; hearing all other nodes"
     );
@@ -138,7 +154,7 @@ pub(crate) async fn notice_old_copy(
         tokio::time::sleep(AGAIN).await;
         answers = ask(peers).await;
     }
-    let reset = all_heard(own, &answers, log.vote(), Some(matched), None);
+    let reset = all_heard(own, &answers, log.vote(), known, None);
     let (tell, told) = oneshot::channel();
     log.note(reset, Box::new(move |result| drop(tell.send(result))));
     told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
@@ -148,11 +164,17 @@ pub(crate) async fn notice_old_copy(
 /// Waits until this node has what it may have acknowledged, and has applied what its leader knows to be committed.
 pub(crate) async fn catch_up(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) {
     let mut said = false;
+    let mut target = None;
     loop {
-        let leader = ask(peers).await.into_values().find(|seen| seen.leads);
-        let applied = cluster.inner.applied.borrow().checked_sub(1);
-        let there = leader.is_some_and(|seen| seen.committed.is_none_or(|at| applied >= Some(at.index.0)));
-        if there && cluster.inner.log.doubt().is_none() {
+        if target.is_none() {
+            let answers = ask(peers).await;
+            // The newest, if an old one does not yet know that it is over.
+            let leader =
+                answers.into_values().filter(|seen| seen.leads).max_by_key(|seen| seen.vote.map(|v| v.term));
+            target = leader.map(|seen| seen.committed.map_or(0, |at| at.index.0 + 1));
+        }
+        let applied = *cluster.inner.applied.borrow();
+        if target.is_some_and(|target| applied >= target) && cluster.inner.log.doubt().is_none() {
             return;
         }
         if !said {
@@ -220,20 +242,32 @@ pub(crate) async fn mend(
 
 /// Gets a body of the state of which nothing is left here.
 async fn bring(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, index: LogIndex) -> Result<(), String> {
-    tracing::error!(%index, "a body that the queue needs is not here, which only damage explains; asking for it");
     loop {
-        let mut gone = 0;
+        let mut heard = 0;
         for peer in peers.values() {
-            match peer.ask(Request::Body(index), Vec::new(), REQUEST).await {
-                // What this node has applied is committed, so there is but one body of this index.
-                Ok((Answer::Body, body)) => return store(cluster, index, &body).await,
-                Ok((Answer::BodyGone, _)) => gone += 1,
+            // Who has not applied the entry may have another one under this index.
+            match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
+                Ok((Answer::Digest(bytes, crc), _)) => {
+                    if let Ok((Answer::Body, body)) =
+                        peer.ask(Request::Body(index), Vec::new(), REQUEST).await
+                        && (body.len() as u32, crc32fast::hash(&body)) == (bytes, crc)
+                    {
+                        tracing::error!(%index, "a body that the queue needs was not here: damage; it was fetched");
+                        return store(cluster, index, &body).await;
+                    }
+                    heard += 1;
+                }
+                // Settled since this node went down: an entry that is still to come says so.
+                Ok((Answer::BodyGone, _)) => return Ok(()),
                 _ => {}
             }
         }
-        // Settled since this node went down: an entry that is still to come says so.
-        if gone == peers.len() {
+        // Meanwhile it may have been settled here.
+        if cluster.inner.log.has_body(index) || !cluster.inner.is_needed(index) {
             return Ok(());
+        }
+        if heard == peers.len() {
+            return Err(format!("the body of entry {index} is not here, and damaged on every other node"));
         }
         tokio::time::sleep(AGAIN).await;
     }
@@ -252,26 +286,41 @@ async fn mend_one(
     (index, bytes, crc): (LogIndex, u32, u32),
 ) -> Result<(), String> {
     let mut said = false;
-    while !fetch(cluster, peers, index, bytes, crc).await? {
+    while fetch(cluster, peers, index, bytes, crc).await? == Fetched::NotYet {
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
+        // Meanwhile it may have been settled here.
+        if *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index) {
+            cluster.inner.log.erase(index);
+            return Ok(());
+        }
     }
     Ok(())
 }
 
-/// Gets one body from whoever has it; false if somebody who may have it does not answer.
+/// What came of asking for a body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fetched {
+    /// It is here again, or need not be.
+    Done,
+    /// Somebody who may have it does not answer.
+    NotYet,
+}
+
+/// Gets one body from whoever has it. One that was erased on purpose elsewhere is erased here.
 async fn fetch(
     cluster: &Cluster,
     peers: &BTreeMap<u64, Peer>,
     index: LogIndex,
     bytes: u32,
     crc: u32,
-) -> Result<bool, String> {
+) -> Result<Fetched, String> {
     let log = &cluster.inner.log;
+    let is_committed = log.committed().is_some_and(|committed| index <= committed.index);
     let mut heard = 0;
     for peer in peers.values() {
         match peer.ask(Request::Body(index), Vec::new(), REQUEST).await {
@@ -279,15 +328,23 @@ async fn fetch(
             Ok((Answer::Body, body)) if body.len() == bytes as usize && crc32fast::hash(&body) == crc => {
                 store(cluster, index, &body).await?;
                 tracing::warn!(%index, "a damaged body was fetched from another node");
-                return Ok(true);
+                return Ok(Fetched::Done);
             }
-            // It has another one, has erased it, or found it damaged as well.
-            Ok((Answer::Body | Answer::BodyGone | Answer::BodyDamaged, _)) => heard += 1,
+            Ok((Answer::Body | Answer::BodyDamaged, _)) => heard += 1,
+            Ok((Answer::BodyGone, _)) => match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
+                // It has applied what the entry's story ended with; so will this node.
+                Ok((Answer::BodyGone, _)) if is_committed => {
+                    log.erase(index);
+                    return Ok(Fetched::Done);
+                }
+                Ok((Answer::BodyGone | Answer::Digest(..), _)) => heard += 1,
+                _ => {}
+            },
             _ => {}
         }
     }
     if heard < peers.len() {
-        return Ok(false);
+        return Ok(Fetched::NotYet);
     }
     let place = log.lost_place(index).unwrap_or_default();
     let head = log.head(index).ok().flatten();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jepsen_style_tests::checker::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::history::{Outcome, Sent};
-use jepsen_style_tests::nodes::Nodes;
+use jepsen_style_tests::nodes::{Nodes, holdfast};
 use jepsen_style_tests::sender::{Client, message};
 use jepsen_style_tests::tools::{files_contain, wait_for};
 
@@ -147,6 +147,30 @@ fn inflict(dir: &Path, harm: &str) {
     }
 }
 
+/// What `store check` and `store dump` say of a damaged directory, of which they change nothing.
+fn look_offline(dir: &Path, harm: &str) {
+    let octets = |dir: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
+        files.sort();
+        files
+            .into_iter()
+            .filter(|path| path.is_file())
+            .map(|p| (p.clone(), std::fs::read(p).unwrap()))
+            .collect()
+    };
+    let before = octets(dir);
+    let path = dir.display().to_string();
+    let check = holdfast(&["store", "check", &path]);
+    assert_eq!(check.status.code(), Some(1), "{harm}: {}", String::from_utf8_lossy(&check.stdout));
+    let dump = holdfast(&["store", "dump", &path]);
+    let text = String::from_utf8_lossy(&dump.stdout).into_owned();
+    let superblock = harm.contains("superblock");
+    assert_eq!(dump.status.code(), Some(i32::from(superblock)), "{harm}");
+    assert!(superblock || text.contains("HOLE") || text.contains("damaged"), "{harm}");
+    assert!(!text.contains("canary"), "{harm}: a body was printed");
+    assert!(octets(dir) == before, "{harm}: looking changed something");
+}
+
 fn wait_healthy(nodes: &Nodes, what: &str) {
     wait_for(what, Duration::from_secs(40), || {
         let status = nodes.status();
@@ -170,10 +194,12 @@ fn damage_all(harms: &[&str]) {
         nodes.kill(victim);
         let before = nodes.stderr(victim).len();
         inflict(&nodes.data(victim), harm);
+        look_offline(&nodes.data(victim), harm);
         nodes.start(victim);
         wait_healthy(&nodes, &format!("node {victim} to be back: {harm}"));
         let said = nodes.stderr(victim)[before..].to_string();
-        assert!(said.contains("damage"), "{harm}: nobody noticed; {said}");
+        let noticed = said.contains("damage") || said.contains("the tail of the log was cut off");
+        assert!(noticed, "{harm}: nobody noticed; {said}");
         wait_for("its copies", Duration::from_secs(30), || {
             names().iter().all(|name| files_contain(&nodes.data(victim), &canary(name)))
         });
@@ -255,4 +281,28 @@ fn p9_a_body_that_is_damaged_everywhere_halts_loudly() {
     for word in ["the body of entry", "segment", "offset", "message 0"] {
         assert!(said.contains(word), "{word} in {said}");
     }
+}
+
+/// A body that rots while its message is handed off elsewhere: nobody needs it, and nothing halts.
+#[test]
+fn p9_a_damaged_body_of_settled_mail_is_no_matter() {
+    let Waiting { mut nodes, customer, history } = waiting();
+    let leader = nodes.wait_leader();
+    let victim = leader % 3 + 1;
+    nodes.kill(victim);
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(40));
+    inflict(&nodes.data(victim), "a flipped bit in a body");
+    // Also while the third node is away.
+    let other = (1..=3).find(|id| *id != victim && *id != leader).unwrap();
+    nodes.kill(other);
+    nodes.start(victim);
+    nodes.wait_accepting();
+    wait_for("the body to be gone", Duration::from_secs(20), || {
+        names().iter().all(|name| !files_contain(&nodes.data(victim), &canary(name)))
+    });
+    nodes.start(other);
+    wait_healthy(&nodes, "all to be back");
+    judge(&history, &customer.taken()).assert_good();
+    assert_eq!(customer.count(), history.len(), "nothing is handed off twice");
 }

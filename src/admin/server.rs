@@ -452,6 +452,8 @@ impl Admin {
                     "floor_index": node.as_ref().and_then(|n| n.floor_index),
                     "disk_free_bytes": node.as_ref().map(|n| n.disk_free_bytes),
                     "held_bytes": node.as_ref().map(|n| n.held_bytes),
+                    "sealed_bytes": node.as_ref().map(|n| n.sealed_bytes),
+                    "sealed_live_bytes": node.as_ref().map(|n| n.sealed_live_bytes),
                     "live_body_bytes": node.as_ref().map(|n| n.live_body_bytes),
                     "erase_backlog": node.as_ref().map(|n| n.erase_backlog),
                     "index": node.as_ref().map(|n| &n.index),

@@ -3,6 +3,7 @@
 mod init;
 mod print;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -210,6 +211,14 @@ enum StoreCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Print each record of a data directory, without any body
+    Dump {
+        /// The data directory
+        dir: PathBuf,
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command line.
@@ -236,6 +245,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(options) => return demo::run(&options),
         Command::DemoCustomer(options) => demo::customer::run(&options)?,
         Command::Store(StoreCommand::Check { dir, json }) => store_check(&dir, json)?,
+        Command::Store(StoreCommand::Dump { dir, json }) => store_dump(&dir, json)?,
         Command::Status { check, access } => {
             // The leader's view, if there is a leader: a node that was away may not have caught up yet.
             let status = ask(&access, &Request::Status, true)?.pop().context("no status")?;
@@ -362,6 +372,22 @@ fn queue(command: QueueCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn store_dump(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
+    let disk = holdfast_storage::disk::os::OsDisk::open_to_read(dir)?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut written = Ok(());
+    holdfast_storage::log::dump::dump(&disk, &mut |line| {
+        if written.is_ok() {
+            written = print::record(&mut out, &line, json);
+        }
+    })?;
+    match written.and_then(|()| out.flush()) {
+        // Whoever reads has read enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
 fn store_check(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
     let disk = holdfast_storage::disk::os::OsDisk::open_to_read(dir)?;
     let survey = holdfast_storage::log::survey(&disk)?;
@@ -372,19 +398,25 @@ fn store_check(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
             serde_json::json!({
                 "segments": survey.segments, "records": survey.records, "entries": survey.entries,
                 "bodies": bodies, "body_bytes": octets, "torn_tail": survey.torn_tail,
-                "lost_bodies": survey.lost_bodies,
+                "ambiguous_tail": survey.ambiguous_tail, "lost_bodies": survey.lost_bodies,
             })
         );
     } else {
         println!(
             "{}: {} segments, {} records, {} entries above the floor, {} bodies of {} bytes{}",
-            if survey.lost_bodies == 0 { "sound" } else { "damaged" },
+            if survey.lost_bodies == 0 && !survey.ambiguous_tail { "sound" } else { "damaged" },
             survey.segments,
             survey.records,
             survey.entries,
             survey.bodies.0,
             survey.bodies.1,
             if survey.torn_tail { "; the tail is torn, as after a kill: harmless" } else { "" }
+        );
+    }
+    if survey.ambiguous_tail {
+        anyhow::bail!(
+            "{}: what was written last is damaged; the node cuts it off and takes no part in elections before it has caught up",
+            dir.display()
         );
     }
     if survey.lost_bodies > 0 {

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use serde_json::Value;
+use holdfast_storage::log::dump::Line;
+use serde_json::{Value, json};
 
 fn text(value: &Value) -> String {
     match value {
@@ -118,6 +119,37 @@ pub(super) fn count(answer: &[Value], what: &str, json: bool) {
     }
     if !json && answer["in_transit"].as_u64() > Some(0) {
         eprintln!("{} are being delivered at this moment, and their results count", answer["in_transit"]);
+    }
+}
+
+pub(super) fn record(out: &mut impl Write, line: &Line, as_json: bool) -> std::io::Result<()> {
+    match line {
+        Line::Record { segment: (segment, file), offset, kind, at, bytes: (head, body_bytes), body } => {
+            let (kind, body) = (format!("{kind:?}"), format!("{body:?}").to_lowercase());
+            match as_json {
+                true => writeln!(
+                    out,
+                    "{}",
+                    json!({
+                        "segment": segment.0, "file": file, "offset": offset, "kind": kind, "term": at.term.0,
+                        "index": at.index.0, "head_bytes": head, "body_bytes": body_bytes, "body": body,
+                    })
+                ),
+                false => writeln!(
+                    out,
+                    "{:>6} {offset:>10} {kind:<13} term {:<4} index {:<9} head {head:<7} body {body_bytes:<7} {body}",
+                    segment.0, at.term.0, at.index.0
+                ),
+            }
+        }
+        Line::Hole { segment: (segment, file), from, to, why } => match as_json {
+            true => writeln!(
+                out,
+                "{}",
+                json!({ "segment": segment.0, "file": file, "offset": from, "kind": "Hole", "to": to, "why": why })
+            ),
+            false => writeln!(out, "{:>6} {from:>10} HOLE          to {to}: {why}", segment.0),
+        },
     }
 }
 

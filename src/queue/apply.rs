@@ -511,6 +511,11 @@ impl Machine for Queue {
             _ => {}
         }
         let mut owners = Vec::new();
+        for (id, pieces) in &self.tables.pieces {
+            if pieces.parts.values().any(|(index, _)| *index == body) {
+                owners.push(format!("message {id}, which is still coming in"));
+            }
+        }
         let each = self.messages.all().each(|message| {
             if message.bodies.contains(&body) {
                 owners.push(format!("message {}", message.id));

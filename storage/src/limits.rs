@@ -27,6 +27,12 @@ pub const WRITER_QUEUE_MAX: usize = 4096;
 /// What one round of erasing overwrites at the most, so that it does not ride on somebody's fdatasync.
 pub const ERASE_ROUND_BYTES_MAX: u64 = 8 << 20;
 
+/// Segments of which less than this is live are emptied, percent: what is held stays below twice what is live.
+pub const MOVE_BELOW_PERCENT: u64 = 60;
+
+/// What one round of moving live records copies at the most: with ten rounds a second, 10 MiB/s.
+pub const MOVE_ROUND_BYTES: usize = 1 << 20;
+
 /// Zeroed segments kept ready; more are given back to the file system.
 pub const POOL_SEGMENTS_MAX: usize = 2;
 

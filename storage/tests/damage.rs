@@ -27,7 +27,12 @@ fn identity() -> Identity {
 }
 
 fn options() -> Options {
-    Options { segment_bytes: SEGMENT, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) }
+    Options {
+        segment_bytes: SEGMENT,
+        move_below_percent: 0,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    }
 }
 
 fn open(disk: &SimDisk) -> Result<Log, OpenError> {
@@ -320,37 +325,109 @@ fn p9_a_mended_body_is_the_body_of_its_entry() {
     assert!(!open(&disk).unwrap().has_body(LogIndex(4)));
 }
 
-/// What a salvage was about to do is done at the next start, wherever the power went.
+/// What a salvage was about to do is done at the next start, wherever the power went: no damage is mended half, so that it would
+/// pass for a shorter log.
 #[test]
 fn p9_a_salvage_that_power_cuts_short_is_done_again() {
-    for after in 0..60 {
+    let steps = [0, 5, 13];
+    for (n, after) in (0..12u64).map(|n| (n % 4, steps[n as usize / 4])) {
         let disk = SimDisk::new(after);
-        let written = write(&disk, &[90_000; 60]);
-        let name = &segments(&disk)[0];
-        let needle = stamp(4);
-        let contents = disk.contents(name);
-        let body = contents.windows(needle.len()).position(|window| window == needle.as_bytes()).unwrap();
-        disk.flip(name, body as u64 - 30, 1); // in the header
-        let Err(OpenError::Lost(damage)) = open(&disk) else {
-            panic!("the flip hit nothing that matters");
-        };
-        assert!(damage.end_is_whole);
-        let reset =
-            Reset { vote: damage.vote, last: damage.last, void_but: damage.committed.map(|at| at.index) };
+        let written = write(&disk, &[90_000; 50]);
+        let names = segments(&disk);
+        let newest = names.last().unwrap();
+        match n {
+            0 => {
+                let needle = stamp(4);
+                let contents = disk.contents(&names[0]);
+                let at = contents.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap();
+                disk.flip(&names[0], at as u64 - 30, 1); // in the header
+            }
+            1 => disk.truncate(newest, 300_000),
+            2 => {
+                disk.remove(newest).unwrap();
+                disk.sync_dir().unwrap();
+            }
+            _ => overwrite(&disk, "superblock", &[0xff; 2 << 20], 0),
+        }
+        let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("harm {n} was not noticed") };
+        assert_eq!(damage.end_is_whole, n == 0);
+        // As all others would say.
+        let told = Damage { last: Some(written.last), committed: Some(at(10)), ..*damage };
+        let vote = Some(Vote { term: Term(1000), node: 1, committed: false });
+        let reset = Reset { vote, last: told.last, void_but: Some(LogIndex(10)) };
         disk.power_off_in(after);
         drop(Log::salvage(Arc::new(disk.clone()), identity(), options(), reset));
         disk.crash();
         match open(&disk) {
             Ok(log) => {
-                assert_eq!((log.last(), log.vote(), log.doubt()), (None, damage.vote, damage.last));
-                check_bodies(&log, &written, damage.committed.map_or(0, |at| at.index.0));
+                let found = (log.last(), log.vote(), log.doubt());
+                assert_eq!(found, (None, vote, told.last), "harm {n}, power off after {after}");
+                check_bodies(&log, &written, 10);
             }
             Err(OpenError::Lost(again)) => {
-                assert!(again.end_is_whole, "power off after {after}");
-                assert_eq!((again.vote, again.last), (damage.vote, damage.last), "power off after {after}");
-                salvaged(&disk, &written, &again);
+                assert_eq!(again.end_is_whole, n == 0, "harm {n}, power off after {after}");
+                salvaged(&disk, &written, &told);
             }
-            Err(e) => panic!("power off after {after}: {e}"),
+            Err(e) => panic!("harm {n}, power off after {after}: {e}"),
         }
     }
+}
+
+/// What was written last is in a hole, and behind it stands a segment that is whole: that the end is whole as well is not to be
+/// believed.
+#[test]
+fn p1_an_end_behind_a_hole_is_not_whole() {
+    let disk = SimDisk::new(5);
+    let written = write(&disk, &[90_000; 40]);
+    let log = open(&disk).unwrap();
+    // Votes alone, until they stand in a segment of their own.
+    let before = segments(&disk).len();
+    for term in 2000.. {
+        let vote = Vote { term: Term(term), node: 1, committed: false };
+        wait(&log, |done| log.save_vote(vote, done));
+        if segments(&disk).len() > before {
+            break;
+        }
+    }
+    settle(&log);
+    drop(log);
+    let needle = stamp(39);
+    let (name, at) = segments(&disk)
+        .into_iter()
+        .find_map(|name| {
+            let contents = disk.contents(&name);
+            Some((name, contents.windows(needle.len()).position(|w| w == needle.as_bytes())?))
+        })
+        .unwrap();
+    disk.flip(&name, at as u64 - 30, 1);
+    let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("not noticed") };
+    assert!(damage.last < Some(written.last) && !damage.end_is_whole, "{damage:?}");
+}
+
+/// P9: a sealed segment whose last blocks became zeros does not pass for a shorter one.
+#[test]
+fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
+    let disk = SimDisk::new(13);
+    let log = open(&disk).unwrap();
+    for index in 0..25 {
+        let at = LogPosition { term: Term(1), index: LogIndex(index) };
+        let body = vec![b'x'; 200_000].into();
+        let entry = Entry { at, head: Bytes::from_static(b"h"), body };
+        wait(&log, |done| log.append(vec![entry], done));
+    }
+    // The second segment ends with votes: no entry would be missed.
+    for term in 0..1500 {
+        let vote = Vote { term: Term(term), node: 1, committed: false };
+        wait(&log, |done| log.save_vote(vote, done));
+    }
+    drop(log);
+    let names = disk.list().unwrap();
+    // The one whose records say that they are in segment 2.
+    let second = |name: &&String| disk.contents(name).get(32..40) == Some(&2u64.to_le_bytes());
+    let sealed = names.iter().filter(|name| name.starts_with("segment-")).find(second).expect("it is full");
+    let file = disk.open(sealed).unwrap();
+    let end = disk.contents(sealed).iter().rposition(|octet| *octet != 0).unwrap() as u64;
+    file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
+    file.sync_data().unwrap();
+    assert!(matches!(open(&disk), Err(OpenError::Lost(_))));
 }

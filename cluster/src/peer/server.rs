@@ -206,6 +206,9 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         Request::Past | Request::Prepare | Request::Body(_) => unreachable!("answered above"),
         Request::PreVote(r) => vote(cluster, raft, r, true).await,
         Request::Vote(r) => vote(cluster, raft, r, false).await,
+        Request::TransferLeader { .. } if !cluster.inner.is_whole.load(Ordering::Relaxed) => {
+            failed(&"it lacks entries that it may have acknowledged")
+        }
         Request::TransferLeader { from, to, last } => {
             let request = TransferLeaderRequest::new(raft_vote(&from), to, last.map(log_id));
             match raft.handle_transfer_leader(request).await {
@@ -235,6 +238,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                 Here::Unknown => plain(Answer::Unknown),
             }
         }
+        Request::Digest(index) if !has_applied(cluster, index) => failed(&"it is not here yet"),
         Request::Digest(index) => match cluster.inner.log.digest(index) {
             Ok((bytes, crc)) => plain(Answer::Digest(bytes, crc)),
             Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
@@ -260,8 +264,16 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             Err(why) => failed(&why),
         },
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
+        Request::Seen if cluster.inner.abstain.load(Ordering::Relaxed) => {
+            failed(&"it does not know what it had")
+        }
         Request::Seen => plain(Answer::Seen(crate::repair::seen(cluster, raft, from))),
     }
+}
+
+/// Whether this node can say what became of a committed entry's body.
+fn has_applied(cluster: &Cluster, index: holdfast_storage::LogIndex) -> bool {
+    cluster.inner.is_whole.load(Ordering::Relaxed) && *cluster.inner.applied.borrow() > index.0
 }
 
 async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) -> (Answer, Bytes) {

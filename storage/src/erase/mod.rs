@@ -1,27 +1,43 @@
 //! Forgetting: the thread that overwrites dead bodies with zeros, gives back segments that hold nothing live, and keeps
 //! a zeroed one ready.
 //!
+//! Live records of mostly dead segments are moved first (`relocate`).
+//!
 //! A round writes an intent to the log and syncs it, then overwrites, then syncs. A crash in between leaves an intent;
 //! the next start overwrites again and never calls those ranges damaged. Headers and heads are never rewritten.
 
 pub(crate) mod plan;
+mod relocate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
 
 use crate::clock;
-use crate::codec::{self, Gone, Intent};
+use crate::codec::{self, Gone, Intent, Reset};
 use crate::limits::ERASE_ROUND_BYTES_MAX;
 use crate::log::Inner;
 use crate::log::writer::{Note, Request};
 use crate::position::{LogIndex, SegmentId};
 use crate::record::{Kind, Record};
 use plan::Range;
+use relocate::Relocation;
 
 /// Pause between rounds: what dies within it is erased together.
 const ROUND: Duration = Duration::from_millis(100);
+
+/// A segment that could not be emptied is looked at again after so many rounds.
+const TRY_AGAIN_ROUNDS: u64 = 600;
+
+/// What is being moved.
+#[derive(Default)]
+struct Moving {
+    under_way: Option<Relocation>,
+    /// Segments that were looked at lately: what is left in them cannot be moved now.
+    tried: BTreeSet<SegmentId>,
+    rounds: u64,
+}
 
 /// Ranges that one intent record names at the most.
 const INTENT_RANGES_MAX: usize = 50_000;
@@ -33,14 +49,17 @@ pub(crate) struct Eraser {
 
 impl Eraser {
     /// Runs until the log closes or fails. `unused` are files found at the start in which no segment stands.
-    pub(crate) fn run(self, unused: Vec<u32>) {
-        let mut result = self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
+    pub(crate) fn run(self, unused: Vec<u32>, unreadable: Option<Vec<(SegmentId, u32, u32)>>) {
+        let adopt = || self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
+        let mut result = unreadable.map_or(Ok(()), |holes| self.end_salvage(&holes)).and_then(|()| adopt());
+        let mut moving = Moving::default();
         while result.is_ok() {
             self.inner.fill_pool();
             if self.inner.pause(ROUND) || self.inner.state().failed.is_some() {
                 return;
             }
-            result = self.erase_round().and_then(|()| self.recycle());
+            result =
+                self.erase_round().and_then(|()| self.recycle()).and_then(|()| self.relocate(&mut moving));
         }
         if let Err(why) = result {
             self.inner.fail(&why);
@@ -57,6 +76,18 @@ impl Eraser {
             Ok(Err(e)) => Err(e.to_string()),
             Err(_) => Err("the log has closed".into()),
         }
+    }
+
+    /// Overwrites what a salvage found that nobody can read, which may be octets of mail, and then takes the salvage for done.
+    fn end_salvage(&self, holes: &[(SegmentId, u32, u32)]) -> Result<(), String> {
+        // With whatever is written first the reset is durable.
+        self.write(vec![(Record::of(Kind::Reset, codec::encode(&Reset::default())), Note::None)])?;
+        for (id, from, to) in holes {
+            let Some(file) = self.inner.state().segments.get(id).map(|s| s.file.clone()) else { continue };
+            overwrite(&*file, &[(*from, to - from)])
+                .map_err(|e| format!("overwriting what cannot be read in segment {id}: {e}"))?;
+        }
+        self.inner.salvaged().map_err(|e| format!("superblock: {e}"))
     }
 
     fn erase_round(&self) -> Result<(), String> {
@@ -89,6 +120,28 @@ impl Eraser {
             }
             (self.inner.options.on_erased)(&erased);
         }
+    }
+
+    /// Moves the next records out of a mostly dead segment.
+    fn relocate(&self, moving: &mut Moving) -> Result<(), String> {
+        moving.rounds += 1;
+        if moving.rounds.is_multiple_of(TRY_AGAIN_ROUNDS) {
+            moving.tried.clear();
+        }
+        if moving.under_way.is_none() {
+            let begun = Relocation::begin(&self.inner, &moving.tried);
+            moving.under_way = begun.map_err(|e| format!("reading a sparse segment: {e}"))?;
+        }
+        let Some(relocation) = &mut moving.under_way else { return Ok(()) };
+        let copies = relocation
+            .next(&self.inner)
+            .map_err(|e| format!("moving records out of segment {}: {e}", relocation.segment()))?;
+        if copies.is_empty() {
+            moving.tried.insert(relocation.segment());
+            moving.under_way = None;
+            return Ok(());
+        }
+        self.write(copies)
     }
 
     /// Gives back the segments in which nothing is live. What their records still say about other segments is said again

@@ -7,9 +7,12 @@
 //! A crash at the worst moment leaves the entries whose completion ran, and perhaps some after them.
 
 mod batch;
+pub mod dump;
 mod fold;
+mod judge;
 pub(crate) mod reader;
 pub mod recovery;
+mod salvage;
 mod segment;
 pub(crate) mod state;
 mod superblock;
@@ -56,6 +59,8 @@ pub type OnErased = Arc<dyn Fn(&[(LogIndex, std::time::Duration)]) + Send + Sync
 pub struct Options {
     /// Size of a segment file; counts when the directory is created.
     pub segment_bytes: u64,
+    /// Segments of which less than this is live are emptied: what is live is moved, percent. 0 moves nothing.
+    pub move_below_percent: u64,
     /// Told of each body whose octets were overwritten and synced.
     pub on_erased: OnErased,
     /// Told once, with the reason, when a write or sync failed. The node must end.
@@ -79,6 +84,8 @@ pub struct Recovered {
     pub ambiguous_tail: bool,
     /// The node may have acknowledged entries up to here, whether it has them or not.
     pub doubt: Option<LogPosition>,
+    /// The log was salvaged and has no entry yet: bodies up to this index were kept.
+    pub kept: Option<LogIndex>,
 }
 
 /// A checkpoint as it was found.
@@ -184,7 +191,7 @@ impl Log {
     /// Returns once that is durable.
     ///
     /// # Errors
-    /// [`OpenError`]; the directory is as damaged as it was then, but for what was unreadable, which is overwritten.
+    /// [`OpenError`]; the next open goes on with the same reset, if it had begun to change the directory.
     pub fn salvage(
         disk: Arc<dyn Disk>,
         identity: Identity,
@@ -192,17 +199,8 @@ impl Log {
         reset: Reset,
     ) -> Result<(Log, Recovered), OpenError> {
         let reset = Reset { void_but: Some(reset.void_but.unwrap_or_default()), ..reset };
-        let opened = fold::salvage(&*disk, &identity, options.segment_bytes, &reset)?;
-        let name = disk.name();
-        let (log, recovered) = Log::start(disk, identity, options, opened)?;
-        let (tell, told) = std::sync::mpsc::channel();
-        // The first thing that is written brings the reset with it.
-        let again = Reset { void_but: None, ..reset };
-        log.note(again, Box::new(move |result| drop(tell.send(result))));
-        match told.recv() {
-            Ok(Ok(())) => Ok((log, recovered)),
-            _ => Err(OpenError::Io { what: name, error: std::io::Error::other("the log has stopped") }),
-        }
+        let opened = salvage::salvage(&*disk, &identity, options.segment_bytes, &reset)?;
+        Log::start(disk, identity, options, opened)
     }
 
     fn start(
@@ -231,7 +229,11 @@ impl Log {
             written: opened.written,
             synced: opened.synced,
             fresh: true,
-            first: opened.first,
+            first: opened
+                .salvage
+                .iter()
+                .map(|(reset, _)| Record::of(Kind::Reset, codec::encode(reset)))
+                .collect(),
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -240,9 +242,20 @@ impl Log {
                 .map_err(|error| OpenError::Io { what: format!("starting thread {name}"), error })
         };
         let writer = spawn("log-writer", Box::new(move || writer.run(receiver)))?;
+        let (reset, unreadable) = opened.salvage.unzip();
         let eraser = crate::erase::Eraser { inner: inner.clone(), requests: requests.clone() };
-        let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots)))?;
+        let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots, unreadable)))?;
         let log = Log { inner, requests: Some(requests), threads: vec![eraser, writer] };
+        if let Some(reset) = reset {
+            // The first thing that is written brings the reset with it.
+            let (tell, told) = std::sync::mpsc::channel();
+            let again = Reset { void_but: None, ..reset };
+            log.note(again, Box::new(move |result| drop(tell.send(result))));
+            if !matches!(told.recv(), Ok(Ok(()))) {
+                let error = std::io::Error::other("the log has stopped");
+                return Err(OpenError::Io { what: "salvaging a damaged log".into(), error });
+            }
+        }
         Ok((log, opened.recovered))
     }
 

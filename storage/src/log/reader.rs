@@ -149,6 +149,15 @@ impl Log {
     /// # Errors
     /// [`ReadError::Absent`] if it was erased or never was here; otherwise the disk's fault.
     pub fn body(&self, index: LogIndex) -> Result<Bytes, ReadError> {
+        loop {
+            match self.body_once(index)? {
+                Some(body) => return Ok(body),
+                None => continue, // it was moved between looking and reading
+            }
+        }
+    }
+
+    fn body_once(&self, index: LogIndex) -> Result<Option<Bytes>, ReadError> {
         let (file, location) = {
             let state = self.inner.state();
             let Some((ticket, location)) = state.bodies.get(&index).copied() else {
@@ -161,7 +170,7 @@ impl Log {
                 && slot.ticket == ticket
                 && let Some((_, body)) = &slot.cached
             {
-                return Ok(body.clone());
+                return Ok(Some(body.clone()));
             }
             let Some(location) = location else { return Err(ReadError::Absent(index)) };
             let Some(segment) = state.segments.get(&location.segment) else {
@@ -170,8 +179,11 @@ impl Log {
             (segment.file.clone(), location)
         };
         match read(&*file, location, Some(index), true) {
-            Err(ReadError::Damaged { .. }) if !self.is_live(index, location) => Err(ReadError::Absent(index)),
-            found => found.map(|(_, body)| body),
+            Err(ReadError::Damaged { .. }) if !self.is_live(index, location) => match self.has_body(index) {
+                true => Ok(None),
+                false => Err(ReadError::Absent(index)),
+            },
+            found => found.map(|(_, body)| Some(body)),
         }
     }
 
@@ -241,7 +253,7 @@ fn damaged(at: Location, why: &str) -> ReadError {
     ReadError::Damaged { at, why: why.into() }
 }
 
-fn read(
+pub(crate) fn read(
     file: &dyn DiskFile,
     location: Location,
     index: Option<LogIndex>,

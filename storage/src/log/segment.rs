@@ -20,6 +20,10 @@ pub struct SpaceReport {
     pub held_bytes: u64,
     /// Octets of live bodies among them.
     pub live_body_bytes: u64,
+    /// Held by all of them but the one that is being written.
+    pub sealed_bytes: u64,
+    /// Octets of live bodies and current rows in those.
+    pub sealed_live_bytes: u64,
     /// Size of a segment.
     pub segment_bytes: u64,
 }
@@ -120,6 +124,13 @@ impl Inner {
         Ok(())
     }
 
+    /// A salvage is complete.
+    pub(crate) fn salvaged(&self) -> std::io::Result<()> {
+        let mut superblock = self.superblock();
+        superblock.contents.pending = None;
+        superblock.store()
+    }
+
     /// Takes a segment that holds nothing live out of the superblock, durably, and out of memory.
     pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<(u32, Arc<dyn DiskFile>)>> {
         let mut superblock = self.superblock();
@@ -132,7 +143,10 @@ impl Inner {
     pub(super) fn space(&self) -> SpaceReport {
         let spare = lock(&self.pool).len() as u64 * self.segment_bytes;
         let state = self.state();
+        let sealed = state.segments.values().rev().skip(1);
         SpaceReport {
+            sealed_bytes: sealed.clone().count() as u64 * self.segment_bytes,
+            sealed_live_bytes: sealed.map(|s| s.live_bytes).sum(),
             free_bytes: self.disk.free_bytes().unwrap_or(0) + spare,
             held_bytes: state.segments.len() as u64 * self.segment_bytes,
             live_body_bytes: state.segments.values().map(|s| s.live_body_bytes).sum(),

@@ -44,6 +44,10 @@ pub(crate) struct Segment {
     pub(crate) end: u32,
     /// Entries above the floor, bodies, current rows and table parts in it.
     pub(crate) live: u64,
+    /// Entries above the floor among them: their records cannot be moved.
+    pub(crate) entries: u64,
+    /// Octets of bodies and current rows in it.
+    pub(crate) live_bytes: u64,
     /// Octets of bodies in it that are live.
     pub(crate) live_body_bytes: u64,
     /// Ranges that were erased, from intents.
@@ -65,6 +69,8 @@ impl Segment {
             file,
             end: 0,
             live: 0,
+            entries: 0,
+            live_bytes: 0,
             live_body_bytes: 0,
             erased: Vec::new(),
             intents_for: BTreeSet::new(),
@@ -159,7 +165,22 @@ impl LogState {
     fn add_live(&mut self, segment: SegmentId, body_bytes: u32) {
         if let Some(s) = self.segments.get_mut(&segment) {
             s.live += 1;
+            s.live_bytes += body_bytes as u64;
             s.live_body_bytes += body_bytes as u64;
+        }
+    }
+
+    fn add_row(&mut self, row: Location) {
+        self.add_live(row.segment, 0);
+        if let Some(s) = self.segments.get_mut(&row.segment) {
+            s.live_bytes += row.head_bytes as u64;
+        }
+    }
+
+    fn drop_row(&mut self, row: Location) {
+        self.drop_live(row.segment, 0);
+        if let Some(s) = self.segments.get_mut(&row.segment) {
+            s.live_bytes = s.live_bytes.saturating_sub(row.head_bytes as u64);
         }
     }
 
@@ -167,6 +188,7 @@ impl LogState {
         if let Some(s) = self.segments.get_mut(&segment) {
             debug_assert!(s.live > 0, "segment {segment} has fewer live things than were dropped");
             s.live = s.live.saturating_sub(1);
+            s.live_bytes = s.live_bytes.saturating_sub(body_bytes as u64);
             s.live_body_bytes = s.live_body_bytes.saturating_sub(body_bytes as u64);
         }
     }
@@ -204,6 +226,9 @@ impl LogState {
         {
             slot.location = Some(location);
             self.add_live(location.segment, 0);
+            if let Some(s) = self.segments.get_mut(&location.segment) {
+                s.entries += 1;
+            }
         }
         if location.body_bytes > 0 {
             self.body_written(index, ticket, location);
@@ -291,6 +316,9 @@ impl LogState {
         }
         if let Some(location) = slot.location {
             self.drop_live(location.segment, 0);
+            if let Some(s) = self.segments.get_mut(&location.segment) {
+                s.entries = s.entries.saturating_sub(1);
+            }
         }
     }
 
@@ -327,13 +355,13 @@ impl LogState {
     ) {
         for (key, place) in rows {
             if let Some(old) = self.rows.insert(*key, *place) {
-                self.drop_live(old.location.segment, 0);
+                self.drop_row(old.location);
             }
-            self.add_live(place.location.segment, 0);
+            self.add_row(place.location);
         }
         for (key, segment) in gone {
             if let Some(old) = self.rows.remove(key) {
-                self.drop_live(old.location.segment, 0);
+                self.drop_row(old.location);
             }
             if self.row_copies.contains_key(key) {
                 self.gone.insert(*key, *segment);
@@ -349,6 +377,46 @@ impl LogState {
             self.drop_live(old, 0);
         }
         self.pending.clear();
+    }
+
+    /// A body stands in another place as well. If it is still live that is its place, and the old one dies; if not, the new one.
+    pub(crate) fn body_moved(&mut self, index: LogIndex, ticket: Ticket, from: Location, to: Location) {
+        self.add_live(to.segment, to.body_bytes);
+        let dead = match self.bodies.get_mut(&index) {
+            Some((t, place)) if *t == ticket && *place == Some(from) => {
+                *place = Some(to);
+                from
+            }
+            _ => to,
+        };
+        self.dying.push(Dying { index, location: dead, since: clock::now() });
+    }
+
+    /// A row stands in another place as well, which counts if the old one still did.
+    pub(crate) fn row_moved(&mut self, key: u128, number: u64, from: Location, to: RowPlace) {
+        self.row_written(key, number, to.location.segment);
+        if let Some(place) = self.rows.get_mut(&key).filter(|place| place.location == from) {
+            *place = to;
+            self.add_row(to.location);
+            self.drop_row(from);
+        }
+    }
+
+    /// The segment that would give back most if what is live in it were moved, if that is worth it: less than `percent` of it is
+    /// live, and all of that can be moved.
+    pub(crate) fn sparse_segment(&self, percent: u64, but: &BTreeSet<SegmentId>) -> Option<SegmentId> {
+        let newest = self.segments.keys().rev().take(2).copied().collect::<Vec<_>>();
+        let can_be_moved = |id: &SegmentId, s: &Segment| {
+            s.live > 0
+                && s.entries == 0
+                && !newest.contains(id)
+                && !but.contains(id)
+                && !self.pending.contains(id)
+                && !self.tables.contains(id)
+                && s.live_bytes * 100 < s.end as u64 * percent
+        };
+        let sparse = self.segments.iter().filter(|(id, s)| can_be_moved(id, s));
+        sparse.min_by_key(|(_, s)| s.live_bytes * 1000 / (s.end as u64).max(1)).map(|(id, _)| *id)
     }
 
     /// Tombstones stand in another segment now.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 
-use crate::codec;
+use crate::codec::{self, Reset};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Damage, OpenError};
 use crate::limits::SUPERBLOCK_COPY_BYTES;
@@ -34,6 +34,9 @@ pub(crate) struct Contents {
     pub(crate) segments: Vec<(SegmentId, u32)>,
     /// The highest segment id ever used.
     pub(crate) newest: SegmentId,
+    /// Set from the moment at which a salvage begins to change the directory until its reset stands in the log and what cannot be read
+    /// is overwritten: until then each open salvages again, with this.
+    pub(crate) pending: Option<Reset>,
 }
 
 /// The superblock's file.

@@ -14,7 +14,7 @@ use super::{Completion, Inner};
 use crate::codec::{self, Reset, SegmentHead, Vote};
 use crate::error::StoreFailed;
 use crate::limits::BATCH_BYTES_MAX;
-use crate::position::{LogIndex, LogPosition, SegmentId};
+use crate::position::{Location, LogIndex, LogPosition, SegmentId};
 use crate::record::{Kind, Record};
 
 /// After this much idleness the synced position is written as a mark of its own.
@@ -25,6 +25,13 @@ pub(crate) enum Note {
     None,
     Entry(Ticket),
     Body(Ticket),
+    /// A body that is moved from one place to another.
+    MovedBody(Ticket, Location),
+    /// A row of a checkpoint that is moved from one place to another.
+    MovedRow {
+        key: u128,
+        from: Location,
+    },
     Intent(SegmentId),
     Row {
         key: u128,
@@ -192,6 +199,11 @@ impl Writer {
                     Note::None => {}
                     Note::Entry(ticket) => state.entry_written(at.index, ticket, location),
                     Note::Body(ticket) => state.body_written(at.index, ticket, location),
+                    Note::MovedBody(ticket, from) => state.body_moved(at.index, ticket, from, location),
+                    Note::MovedRow { key, from } => {
+                        let crc = crc32fast::hash(&p.record.head);
+                        state.row_moved(key, at.index.0, from, RowPlace { location, crc });
+                    }
                     Note::Intent(named) => {
                         if let Some(segment) = state.segments.get_mut(&location.segment) {
                             segment.intents_for.insert(named);

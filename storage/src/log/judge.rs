@@ -1,0 +1,259 @@
+//! Reading all segments and judging what is wrong in them: what a crash left, what is damaged, and what was dealt with before.
+
+use std::collections::BTreeMap;
+
+use super::fold::decode;
+use super::recovery::{self, Found, Scan, Verdict};
+use super::state::{LogState, Segment};
+use super::superblock::Contents;
+use crate::codec::{self, Intent, Reset, SegmentHead, Vote};
+use crate::disk::{Disk, DiskFile};
+use crate::erase::plan;
+use crate::error::{Damage, OpenError};
+use crate::limits::BLOCK_BYTES;
+use crate::position::{LogIndex, SegmentId};
+use crate::record::{Invalid, Kind, VERSION};
+
+/// What cannot be read is looked for in steps of so many octets.
+const UNREADABLE_STEP: usize = BLOCK_BYTES as usize;
+
+/// All records of all segments in order, judged.
+pub(super) struct Scanned {
+    pub(super) records: Vec<Found>,
+    /// Where the log ends: the newest segment and its next free block.
+    pub(super) end: (SegmentId, u32),
+    /// Known to be synced up to here.
+    pub(super) mark: (SegmentId, u32),
+    /// A torn or ambiguous tail to be zeroed.
+    pub(super) cut: Option<(SegmentId, u32)>,
+    pub(super) ambiguous: bool,
+    /// Ranges under an intent that a crash left unerased.
+    pub(super) redo: BTreeMap<SegmentId, Vec<plan::Range>>,
+    /// What is lost of what counts.
+    pub(super) damage: Damage,
+    /// Ranges that hold nothing that can be read.
+    pub(super) holes: Vec<(SegmentId, u32, u32)>,
+    /// Records among the above whose bodies are not what was written, nor erased on purpose.
+    pub(super) lost: Vec<LogIndex>,
+}
+
+impl Scanned {
+    /// Whether the log can be opened as it is.
+    pub(super) fn check(&self, disk: &dyn Disk) -> Result<(), OpenError> {
+        if self.damage.count == 0 {
+            return Ok(());
+        }
+        let mut damage = self.left();
+        damage.places.iter_mut().for_each(|place| *place = format!("{}: {place}", disk.name()));
+        Err(OpenError::Lost(Box::new(damage)))
+    }
+
+    /// The damage, with what is left to say of vote and entries.
+    pub(super) fn left(&self) -> Damage {
+        let mut left = self.damage.clone();
+        for found in &self.records {
+            match found.kind {
+                Kind::Vote => left.vote = codec::decode::<Vote>("vote", &found.head).ok().or(left.vote),
+                Kind::Entry => left.last = left.last.max(Some(found.at)),
+                Kind::Floor => {
+                    left.last = left.last.max(Some(found.at));
+                    left.committed = left.committed.max(Some(found.at));
+                }
+                Kind::Committed => left.committed = left.committed.max(Some(found.at)),
+                Kind::Reset => {
+                    let Ok(reset) = codec::decode::<Reset>("reset", &found.head) else { continue };
+                    left.vote = reset.vote.or(left.vote);
+                    left.last = left.last.max(reset.last);
+                }
+                _ => {}
+            }
+        }
+        left
+    }
+}
+
+/// Reads a segment's file as far as it can be read; what cannot is zeros, and named.
+pub(super) fn read_segment(file: &dyn DiskFile, size: u64) -> (Vec<u8>, Vec<(u32, u32)>) {
+    let mut bytes = vec![0; size as usize];
+    if file.read_at(&mut bytes, 0).is_ok() {
+        return (bytes, Vec::new());
+    }
+    let mut unreadable: Vec<(u32, u32)> = Vec::new();
+    for (n, part) in bytes.chunks_mut(UNREADABLE_STEP).enumerate() {
+        let from = (n * UNREADABLE_STEP) as u32;
+        if file.read_at(part, from as u64).is_err() {
+            part.fill(0);
+            match unreadable.last_mut() {
+                Some((_, to)) if *to == from => *to = from + part.len() as u32,
+                _ => unreadable.push((from, from + part.len() as u32)),
+            }
+        }
+    }
+    (bytes, unreadable)
+}
+
+pub(super) fn scan_all(
+    disk: &dyn Disk,
+    contents: &Contents,
+    state: &mut LogState,
+) -> Result<Scanned, OpenError> {
+    let mut scans: Vec<(SegmentId, Scan)> = Vec::new();
+    for (id, slot) in &contents.segments {
+        let name = super::segment::file_name(*slot);
+        let scan = match disk.open(&name) {
+            Ok(file) => {
+                let (bytes, unreadable) = read_segment(&*file, contents.segment_bytes);
+                let mut scan = recovery::scan(*id, &bytes);
+                scan.holes.extend(unreadable.into_iter().map(|(from, to)| recovery::Hole {
+                    from,
+                    to,
+                    why: Invalid::Bad("it cannot be read"),
+                    by_crash: false,
+                    zero_block: false,
+                }));
+                let mut segment = Segment::new(*slot, file);
+                segment.end = scan.end;
+                state.segments.insert(*id, segment);
+                scan
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Scan::missing(contents.segment_bytes as u32)
+            }
+            Err(error) => {
+                return Err(OpenError::Io { what: format!("opening {}/{name}", disk.name()), error });
+            }
+        };
+        scans.push((*id, scan));
+    }
+    // A superblock that was made from segments of which none could be told names none.
+    let newest = scans.last().map_or(SegmentId(0), |(id, _)| *id);
+    let mark = scans.iter().map(|(_, scan)| recovery::highest_mark(&scan.records)).max().unwrap_or_default();
+    let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
+    for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
+        let intent: Intent = decode("intent", found)?;
+        intents.entry(intent.segment).or_default().extend(intent.ranges);
+    }
+    intents.values_mut().for_each(plan::merge);
+    // What stands before a reset is void but for its bodies: what is wrong there was dealt with.
+    let mut counts_from = SegmentId(0);
+    for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Reset) {
+        if decode::<Reset>("reset", found)?.void_but.is_some() {
+            counts_from = counts_from.max(found.location.segment);
+        }
+    }
+    let mut scanned = Scanned {
+        records: Vec::new(),
+        end: (newest, 0),
+        mark,
+        cut: None,
+        ambiguous: false,
+        redo: BTreeMap::new(),
+        damage: Damage { end_is_whole: end_is_whole(&scans)?, ..Damage::default() },
+        holes: Vec::new(),
+        lost: Vec::new(),
+    };
+    let none = Vec::new();
+    let ends = short_ends(&scans)?;
+    for (id, mut scan) in scans {
+        let erased = intents.get(&id).unwrap_or(&none);
+        let covered =
+            |f: &Found| plan::covers(erased, (f.location.body_offset() as u32, f.location.body_bytes));
+        if let Some(Invalid::Newer(found)) =
+            scan.holes.iter().map(|h| &h.why).find(|why| matches!(why, Invalid::Newer(_)))
+        {
+            let what = format!("segment {id}");
+            return Err(OpenError::NewerFormat { what, found: *found, known: VERSION });
+        }
+        if id == newest {
+            // A body that is neither what was written nor erased on purpose is as bad as a header.
+            let bodies = scan.records.iter().filter(|f| !f.body_intact && !covered(f));
+            let bodies =
+                bodies.map(|f| (f.location.offset, f.zero_block, "the body's CRC is wrong".to_string()));
+            // A segment is zeroed before its first batch: what stands there instead was not left by a crash.
+            let holes = scan.holes.iter().filter(|h| h.by_crash && (h.from > 0 || h.zero_block));
+            let holes = holes.map(|h| (h.from, h.zero_block, h.why.to_string()));
+            // The tail begins at the first bad place behind which no batch begins.
+            let tail = bodies.chain(holes).filter(|(from, _, _)| scan.last_batch <= *from).min();
+            if let Some((offset, zero_block, why)) = tail {
+                let verdict = recovery::verdict(true, (id, offset), mark, zero_block, false);
+                if verdict != Verdict::Damaged {
+                    scanned.ambiguous = verdict == Verdict::Ambiguous;
+                    scanned.damage.end_is_whole &= !scanned.ambiguous;
+                    tracing::warn!(segment = id.0, offset, why, "the tail of the log was cut off");
+                    scan.records.retain(|f| f.location.offset < offset);
+                    // A file that is short, or cannot be read, was not made so by a crash.
+                    scan.holes.retain(|h| h.from < offset || !h.by_crash || h.from == 0 && !h.zero_block);
+                    let end = scan.records.last().map_or(0, Found::end);
+                    scan.end = end.next_multiple_of(BLOCK_BYTES as usize) as u32;
+                    scanned.cut = Some((id, end as u32));
+                }
+            }
+        }
+        for hole in &scan.holes {
+            scanned.holes.push((id, hole.from, hole.to));
+            if id >= counts_from {
+                scanned.damage.note(format!("segment {id} offset {}", hole.from), &hole.why);
+            }
+        }
+        if let Some((end, why)) = ends.get(&id).filter(|_| id >= counts_from) {
+            scanned.damage.note(format!("segment {id} offset {end}"), why);
+        }
+        for found in &scan.records {
+            let range = (found.location.body_offset() as u32, found.location.body_bytes);
+            if range.1 > 0 && !found.body_zeroed && plan::covers(erased, range) {
+                scanned.redo.entry(id).or_default().push(range);
+            }
+            if !found.body_intact && !plan::covers(erased, range) {
+                scanned.lost.push(found.at.index);
+            }
+        }
+        if let Some(segment) = state.segments.get_mut(&id) {
+            segment.end = scan.end;
+            segment.erased = erased.clone();
+        }
+        scanned.end = (id, scan.end);
+        scanned.records.extend(scan.records);
+    }
+    Ok(scanned)
+}
+
+/// Whether the last vote and the last entry that were written are certainly among what is left: the newest segment has its head, which is
+/// followed by the vote and by the index of the next entry; that entry is the next after the last one found; and there is no hole
+/// from the segment of that one on.
+fn end_is_whole(scans: &[(SegmentId, Scan)]) -> Result<bool, OpenError> {
+    let Some((_, newest)) = scans.last() else { return Ok(false) };
+    if !newest.records.iter().take(2).any(|f| f.kind == Kind::SegmentHead) {
+        return Ok(false);
+    }
+    let mut last: Option<(SegmentId, u64)> = None;
+    for (id, found) in scans.iter().flat_map(|(id, scan)| scan.records.iter().map(move |f| (*id, f))) {
+        match found.kind {
+            Kind::Entry | Kind::Floor => last = last.max(Some((id, found.at.index.0))),
+            Kind::Reset if decode::<Reset>("reset", found)?.void_but.is_some() => last = None,
+            _ => {}
+        }
+    }
+    let opens_with = newest.records.iter().find(|f| f.kind == Kind::Truncate).map_or(0, |f| f.at.index.0);
+    let from = last.map_or(SegmentId(0), |(id, _)| id);
+    let holes = scans.iter().filter(|(id, _)| *id >= from).any(|(_, scan)| !scan.holes.is_empty());
+    Ok(!holes && last.map_or(0, |(_, index)| index + 1) >= opens_with)
+}
+
+/// Each segment's head says where the records of the one before ended. A segment that ends sooner has lost its tail to zeros, which
+/// look like an end.
+fn short_ends(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, (u32, String)>, OpenError> {
+    let mut short = BTreeMap::new();
+    for (id, scan) in scans {
+        let Some(head) = scan.records.iter().find(|f| f.kind == Kind::SegmentHead) else { continue };
+        let head: SegmentHead = decode("segment head", head)?;
+        let Some((before, end)) = head.previous else { continue };
+        // One that was given back meanwhile cannot be looked at.
+        if let Some((_, scan)) = scans.iter().find(|(other, _)| *other == before)
+            && scan.holes.is_empty()
+            && scan.end < end
+        {
+            short.insert(before, (scan.end, format!("segment {id} says that it ended at {end}")));
+        }
+    }
+    Ok(short)
+}

@@ -1,0 +1,140 @@
+//! Space: what is held stays below twice what is live, however long some of it lives; and moving costs nothing but time.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and waits for threads"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::{
+    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, Term,
+};
+
+const SEGMENT: u64 = 4 << 20;
+
+fn open(disk: &SimDisk) -> Result<Log, OpenError> {
+    let options = Options {
+        segment_bytes: SEGMENT,
+        move_below_percent: 60,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    };
+    let identity = Identity { cluster: "test".into(), node: 1 };
+    Log::open(Arc::new(disk.clone()), identity, options).map(|(log, _)| log)
+}
+
+fn at(index: u64) -> LogPosition {
+    LogPosition { term: Term(1), index: LogIndex(index) }
+}
+
+fn body(index: u64) -> Bytes {
+    format!("<{index:06}>").bytes().cycle().take(9000).collect::<Vec<u8>>().into()
+}
+
+fn row(index: u64) -> Vec<u8> {
+    format!("row of {index}").repeat(20).into_bytes()
+}
+
+/// What must be there.
+type Stuck = BTreeMap<u64, Bytes>;
+
+/// Traffic of which every `one_in`th message is stuck: entries, rows, checkpoints, erasures, a rising floor. Ends early when the
+/// disk does.
+fn traffic(log: &Log, count: u64, one_in: u64) -> Stuck {
+    let mut stuck = Stuck::new();
+    for first in (0..count).step_by(50) {
+        let indexes = first..(first + 50).min(count);
+        let entry = |index| Entry { at: at(index), head: Bytes::from_static(b"h"), body: body(index) };
+        log.append(indexes.clone().map(entry).collect(), Box::new(|_| {}));
+        let kept: Vec<u64> = indexes.clone().filter(|index| index % one_in == 0).collect();
+        indexes.clone().filter(|index| index % one_in != 0).for_each(|index| log.erase(LogIndex(index)));
+        let rows = kept.iter().map(|index| (*index as u128, row(*index))).collect();
+        let applied = at(indexes.end - 1);
+        let (tell, told) = channel();
+        let checkpoint =
+            Checkpoint { applied, rows, gone: Vec::new(), tables: vec![7; 3000], replaces_all: false };
+        log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
+        if !matches!(told.recv(), Ok(Ok(()))) {
+            return stuck;
+        }
+        stuck.extend(kept.into_iter().map(|index| (index, body(index))));
+        log.purge(applied);
+    }
+    stuck
+}
+
+fn check(log: &Log, stuck: &Stuck) {
+    log.check();
+    for (index, body) in stuck {
+        assert!(log.body(LogIndex(*index)).unwrap() == *body, "body {index}");
+        assert_eq!(log.row(*index as u128).unwrap().as_deref(), Some(&row(*index)[..]), "row {index}");
+    }
+}
+
+fn ratio(log: &Log) -> f64 {
+    let space = log.space();
+    space.sealed_bytes as f64 / space.sealed_live_bytes.max(SEGMENT / 2) as f64
+}
+
+#[test]
+fn p1_what_is_held_stays_below_twice_what_is_live() {
+    for (one_in, count) in [(2, 3000), (1000, 4000)] {
+        let disk = SimDisk::new(one_in);
+        let log = open(&disk).unwrap();
+        let stuck = traffic(&log, count, one_in);
+        assert_eq!(stuck.len() as u64, count / one_in);
+        let until = Instant::now() + Duration::from_secs(60);
+        while ratio(&log) > 2.0 || log.erase_backlog() > 0 {
+            assert!(Instant::now() < until, "one in {one_in}: {:?}", log.space());
+            std::thread::sleep(Duration::from_millis(20));
+            check(&log, &stuck);
+        }
+        drop(log);
+        let log = open(&disk).unwrap();
+        check(&log, &stuck);
+        assert!(ratio(&log) <= 2.0, "one in {one_in}: {:?}", log.space());
+        // And nothing of the copies is left once they end as well.
+        stuck.keys().for_each(|index| log.erase(LogIndex(*index)));
+        while log.erase_backlog() > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for index in stuck.keys().take(5) {
+            assert!(
+                !disk.contains(&body(*index)[..64]),
+                "P3: body {index} was moved, and its first copy stands"
+            );
+        }
+    }
+}
+
+/// Wherever the power goes while records are moved, each is found once and right.
+#[test]
+fn p1_moving_survives_a_power_cut_at_any_step() {
+    for after in (0..400).step_by(9) {
+        let disk = SimDisk::new(after);
+        let log = open(&disk).unwrap();
+        let stuck = traffic(&log, 900, 10);
+        disk.power_off_in(after);
+        let until = Instant::now() + Duration::from_millis(700);
+        while Instant::now() < until && ratio(&log) > 1.0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(log);
+        disk.crash();
+        let log = open(&disk).unwrap();
+        check(&log, &stuck);
+        let settled = Instant::now() + Duration::from_secs(20);
+        while log.erase_backlog() > 0 {
+            assert!(Instant::now() < settled);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        check(&log, &stuck);
+        assert!(!disk.contains(&body(1)[..64]), "power off after {after}: an erased body is readable");
+    }
+}
