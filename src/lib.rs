@@ -19,6 +19,7 @@ pub mod receive;
 pub mod reload;
 pub mod schedule;
 pub mod smtp;
+pub mod upgrade;
 
 #[cfg(test)]
 mod tidy;

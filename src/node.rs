@@ -25,9 +25,9 @@ use crate::deliver::tls::ClientTls;
 use crate::live::Live;
 use crate::maillog::{MailLog, Service};
 use crate::pki;
-use crate::queue::Queue;
 use crate::queue::command::TlsMin;
 use crate::queue::retry::Backoff;
+use crate::queue::{Queue, level};
 use crate::receive::connection::Shared;
 use crate::receive::intake::Intake;
 use crate::receive::listener::{self, Limits};
@@ -35,6 +35,7 @@ use crate::receive::session::Settings as SessionSettings;
 use crate::reload::Reload;
 use crate::schedule;
 use crate::smtp::address::Mailbox;
+use crate::upgrade;
 
 /// A node may take this long to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(25);
@@ -144,6 +145,7 @@ async fn serve(
     let delivery = Arc::new(delivery);
     tokio::spawn(delivery.clone().run());
     tell_about(&cluster, &delivery, &intake);
+    tokio::spawn(upgrade::run(cluster.clone(), queue.clone()));
     let admin = Arc::new(Admin {
         cluster: cluster.clone(),
         queue: queue.clone(),
@@ -193,7 +195,7 @@ fn tell_about(cluster: &Cluster, delivery: &Arc<Delivery>, intake: &Arc<Intake>)
         };
         let egress = delivery.setup().dialer.egress();
         let why_not = intake.not_accepting().map(|(why, _)| why);
-        serde_json::to_vec(&About { egress, why_not }).unwrap_or_default()
+        serde_json::to_vec(&About { egress, why_not, level: level::NEWEST }).unwrap_or_default()
     });
 }
 

@@ -49,8 +49,16 @@ impl Nodes {
     /// # Panics
     /// If `init` fails.
     pub fn prepare(edit: impl Fn(u64, String) -> String) -> Nodes {
+        Nodes::prepare_at(free_base_port(), edit)
+    }
+
+    /// As [`Nodes::prepare`], on ports that the caller knows to be free: members find each other where they did when the cluster was
+    /// formed.
+    ///
+    /// # Panics
+    /// If `init` fails.
+    pub fn prepare_at(base_port: u16, edit: impl Fn(u64, String) -> String) -> Nodes {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir().expect("a temporary directory");
-        let base_port = free_base_port();
         let path = dir.path().display().to_string();
         let output = holdfast(&["init", &path, "--base-port", &base_port.to_string()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

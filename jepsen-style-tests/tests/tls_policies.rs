@@ -95,20 +95,28 @@ fn a_tls_policy_is_met_or_mail_waits() {
     wait_deferred(&nodes, "invalid peer certificate");
     route(&at("good.signed"), &["--tls", "require", "--tls-min", "1.3"]);
     wait_deferred(&nodes, "TLS handshake");
+    wait_for("the feature level of pinned keys", Duration::from_secs(20), || {
+        nodes.status().is_some_and(|status| status["feature_level"].as_u64() >= Some(3))
+    });
+    let wrong_pin = "0".repeat(64);
+    route(&at("good.signed"), &["--tls", "verify", "--pin", &wrong_pin]);
+    wait_deferred(&nodes, "no pinned key matches the certificate");
     assert!(!postfix.maillog().contains("status=sent"), "{}", postfix.maillog());
     assert_eq!(in_the_clear.count(), 0);
 
-    // Each policy that is met: DANE by the host's own name and by an alias, any certificate, TLS 1.2.
+    // Each policy that is met: DANE by the host's own name and by an alias, any certificate, a pinned key; TLS 1.2.
+    let pins = format!("{wrong_pin},{digest}");
     for (host, policy, trust) in [
-        ("good.signed", "dane", "Verified"),
-        ("alias.signed", "dane", "Verified"),
-        ("good.signed", "require", "Untrusted"),
+        ("good.signed", &["--tls", "dane"][..], "Verified"),
+        ("alias.signed", &["--tls", "dane"], "Verified"),
+        ("good.signed", &["--tls", "require"], "Untrusted"),
+        ("good.signed", &["--tls", "verify", "--pin", &pins], "Verified"),
     ] {
-        route(&at(host), &["--tls", policy]);
+        route(&at(host), policy);
         send();
         nodes.wait_drained(Duration::from_secs(20));
         let line = format!("{trust} TLS connection established to {host}.test");
-        assert!((1..=3).any(|id| nodes.maillog(id).contains(&line)), "{policy} {host}");
+        assert!((1..=3).any(|id| nodes.maillog(id).contains(&line)), "{policy:?} {host}");
     }
-    assert_eq!(postfix.maillog().matches("status=sent").count(), 4);
+    assert_eq!(postfix.maillog().matches("status=sent").count(), 5);
 }

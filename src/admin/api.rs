@@ -31,6 +31,9 @@ pub enum Request {
         tls_min: TlsMin,
         /// Own lifetime.
         lifetime_ms: Option<u64>,
+        /// SHA-256 of pinned keys, in hexadecimal.
+        #[serde(default)]
+        pins: Vec<String>,
     },
     /// Lists routes.
     RouteList,
@@ -92,6 +95,9 @@ pub struct About {
     pub egress: Vec<IpAddr>,
     /// Why it takes no mail, if so.
     pub why_not: Option<String>,
+    /// The newest feature level that it knows; see [`crate::queue::level`].
+    #[serde(default)]
+    pub level: u8,
 }
 
 /// A line of an answer.

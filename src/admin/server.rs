@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use super::api::{About, Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector, Waiting};
 use crate::clock;
 use crate::deliver::leader::Delivery;
-use crate::deliver::route::{is_held, lifetime_ms, pending_under, target};
+use crate::deliver::route::{hex, is_held, lifetime_ms, pending_under, target};
 use crate::live::Live;
 use crate::queue::command::{Answer, Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
@@ -130,6 +130,17 @@ fn failed(text: &str) -> Failure {
     Failure { text: text.into(), unknown: false }
 }
 
+/// A key as it is pinned: SHA-256 of its SubjectPublicKeyInfo, in hexadecimal, with colons or without.
+fn pinned_key(text: &str) -> Result<[u8; 32], String> {
+    let digits = text.replace(':', "");
+    let octet = |at: usize| digits.get(2 * at..2 * at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+    let octets: Option<Vec<u8>> = (0..digits.len().div_ceil(2)).map(octet).collect();
+    let key = octets.and_then(|octets| octets.try_into().ok());
+    key.ok_or_else(|| {
+        format!("`{text}` is no SHA-256 of a key: 64 hexadecimal digits, as in a TLSA record 3 1 1 of it")
+    })
+}
+
 fn not_done(error: &ProposeError) -> Failure {
     match error {
         ProposeError::OutcomeUnknown => {
@@ -186,19 +197,25 @@ impl Admin {
                         "domain": domain, "held": false, "to": to, "mx": route.hosts.is_empty(),
                         "tls": route.tls.word(), "tls_min": route.tls_min,
                         "lifetime_s": route.lifetime_ms.map(|ms| ms / 1000),
+                        "pins": route.pins.iter().map(|pin| hex(pin)).collect::<Vec<_>>(),
                     });
                     tell.send(item).await.map_err(gone)?;
                 }
                 Ok(())
             }
-            Request::RouteSet { domain, to, tls, tls_min, lifetime_ms } => {
+            Request::RouteSet { domain, to, tls, tls_min, lifetime_ms, pins } => {
                 let domain = domain.to_ascii_lowercase();
                 if domain != "*" && !is_domain(domain.strip_prefix('.').unwrap_or(&domain)) {
                     return Err(failed(&format!("`{domain}` is no domain, `.domain` or `*`")));
                 }
                 let tls =
                     TlsPolicy::parse(&tls).ok_or_else(|| failed(&format!("`{tls}` is no TLS policy")))?;
-                let route = Route { hosts: to, tls, tls_min, lifetime_ms };
+                let pins: Result<Vec<_>, _> = pins.iter().map(|pin| pinned_key(pin)).collect();
+                let pins = pins.map_err(|why| failed(&why))?;
+                if !pins.is_empty() && (tls != TlsPolicy::Verify || to.is_empty()) {
+                    return Err(failed("a pinned key needs --tls verify and --to"));
+                }
+                let route = Route { hosts: to, tls, tls_min, lifetime_ms, pins };
                 self.change_route(&domain, RouteChange::Set(route), None).await.map(drop)
             }
             Request::RouteRemove { domain, waiting } => {
@@ -260,7 +277,13 @@ impl Admin {
         only_if: Option<LogIndex>,
     ) -> Result<bool, Failure> {
         let command = Command::Route { domain: domain.into(), change, only_if };
-        self.propose(command).await.map(|answer| answer != Some(Answer::Changed))
+        match self.propose(command).await? {
+            Some(Answer::LevelTooLow) => Err(failed(
+                "pinned keys need a version that not every node of the cluster runs yet: upgrade the others first, and wait some \
+                 seconds",
+            )),
+            answer => Ok(answer != Some(Answer::Changed)),
+        }
     }
 
     /// Removes a route. It is held first, so that nothing is delivered, nothing more is taken for it, and what waits is seen
@@ -416,11 +439,11 @@ impl Admin {
     async fn status(&self) -> Value {
         let report = self.cluster.report().await;
         let facts = self.facts.get();
-        let (totals, young, oldest_ms) = {
+        let (totals, young, oldest_ms, level) = {
             let queue = lock(&self.queue);
             let oldest = queue.ids(None, 1).first().copied();
             let oldest_ms = oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0));
-            (queue.totals(), queue.young(), oldest_ms)
+            (queue.totals(), queue.young(), oldest_ms, queue.level())
         };
         // A node that does not lead knows what waits, but not which of it is held: that takes a look at all of it.
         let held = self.delivery.held();
@@ -463,7 +486,7 @@ impl Admin {
         json!({
             "cluster": self.cluster_id, "version": env!("CARGO_PKG_VERSION"), "config_hash": facts.config_hash,
             "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
-            "why_not": why_not, "nodes": nodes, "warnings": facts.warnings,
+            "why_not": why_not, "feature_level": level, "nodes": nodes, "warnings": facts.warnings,
             "queue": {
                 "messages": totals.messages, "bytes": totals.bytes, "deferred": deferred,
                 "held": held.map(|(held, _)| held),

@@ -97,6 +97,10 @@ enum RouteCommand {
         /// The oldest TLS version to use, 1.2 or 1.3
         #[arg(long, default_value = "1.2")]
         tls_min: String,
+        /// With --tls verify: SHA-256 of the host's public key in hexadecimal, as in a TLSA record 3 1 1; instead of the public
+        /// authorities. Several with commas: the key in use and the next one
+        #[arg(long, value_delimiter = ',', requires = "to")]
+        pin: Vec<String>,
         /// How long mail waits, such as 15d
         #[arg(long)]
         lifetime: Option<String>,
@@ -294,12 +298,12 @@ fn ask_each(
 
 fn route(command: RouteCommand) -> anyhow::Result<()> {
     match command {
-        RouteCommand::Set { domain, to, tls, tls_min, lifetime, access, .. } => {
+        RouteCommand::Set { domain, to, tls, tls_min, pin, lifetime, access, .. } => {
             let to = to.iter().map(|host| host_and_port(host)).collect::<anyhow::Result<_>>()?;
             let lifetime_ms = lifetime.as_deref().map(span_ms).transpose()?;
             let tls_min = serde_json::from_value(Value::from(tls_min.as_str()))
                 .with_context(|| format!("--tls-min {tls_min}: must be 1.2 or 1.3"))?;
-            ask(&access, &Request::RouteSet { domain, to, tls, tls_min, lifetime_ms }, false)?;
+            ask(&access, &Request::RouteSet { domain, to, tls, tls_min, lifetime_ms, pins: pin }, false)?;
         }
         RouteCommand::List { access } => {
             ask_each(&access, &Request::RouteList, false, &mut |item| print::route(&item, access.json))?;

@@ -74,7 +74,9 @@ pub(super) fn route(route: &Value, json: bool) {
     let to = if to.is_empty() { "MX".into() } else { to.join(",") };
     let lifetime = route["lifetime_s"].as_u64().map_or(String::new(), |s| format!("  lifetime {s}s"));
     let floor = if route["tls_min"] == "1.3" { ", 1.3 or later" } else { "" };
-    println!("{}  to {to}  tls {}{floor}{lifetime}", text(&route["domain"]), text(&route["tls"]));
+    let pins: Vec<String> = route["pins"].as_array().into_iter().flatten().map(text).collect();
+    let pins = if pins.is_empty() { String::new() } else { format!(" by key {}", pins.join(",")) };
+    println!("{}  to {to}  tls {}{floor}{pins}{lifetime}", text(&route["domain"]), text(&route["tls"]));
 }
 
 pub(super) fn removed_route(answer: &[Value], json: bool) {

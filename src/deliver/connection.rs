@@ -103,11 +103,11 @@ impl Dialer {
             return Err(broken("4.7.4", format!("TLS is required, but {} does not offer it", host.name)));
         }
         let trust = match (policy, &host.anchors) {
-            (TlsPolicy::Dane, Some(anchors)) => Trust::Dane(anchors.clone()),
+            (TlsPolicy::Dane | TlsPolicy::Verify, Some(anchors)) => Trust::Anchors(anchors.clone()),
             (TlsPolicy::Dane, None) => {
                 return Err(broken("4.7.5", format!("{} has no secure, usable TLSA record", host.name)));
             }
-            (TlsPolicy::Verify, _) => Trust::WebPki,
+            (TlsPolicy::Verify, None) => Trust::WebPki,
             _ => Trust::Any,
         };
         let encrypted = connection.encrypt(&trust, oldest, self).await;
@@ -191,7 +191,7 @@ impl Connection {
         }
         let config = dialer.tls.config(trust, oldest).map_err(|e| broken("4.7.5", format!("TLS: {e}")))?;
         let name = match trust {
-            Trust::Dane(anchors) => anchors.name(),
+            Trust::Anchors(anchors) => anchors.name(),
             Trust::WebPki => self.host.verified_as.as_str(),
             Trust::Any => self.host.name.as_str(),
         };

@@ -66,9 +66,19 @@ impl Tlsa {
 pub struct Anchors {
     records: Vec<Tlsa>,
     names: Vec<String>,
+    /// What they are to people.
+    what: &'static str,
 }
 
 impl Anchors {
+    /// The keys that a route has pinned, for a host of this name: as good as TLSA records of usage 3 for them.
+    pub fn of_pins(pins: &[[u8; 32]], name: &str) -> Option<Anchors> {
+        let pinned =
+            |pin: &[u8; 32]| Tlsa { usage: END_ENTITY, selector: 1, matching: 1, data: pin.to_vec() };
+        let anchors = Anchors::new(pins.iter().map(pinned).collect(), vec![name.to_owned()])?;
+        Some(Anchors { what: "pinned key", ..anchors })
+    }
+
     /// Keeps the records that can be used; `None` if there are none. Where there are several digests of one thing only the strongest
     /// counts (RFC 7671 §9). `names` are the server's name, and the domain whose MX it is.
     pub fn new(records: Vec<Tlsa>, names: Vec<String>) -> Option<Anchors> {
@@ -76,7 +86,7 @@ impl Anchors {
         let strong: Vec<(u8, u8)> =
             usable.iter().filter(|r| r.matching == 2).map(|r| (r.usage, r.selector)).collect();
         usable.retain(|r| r.matching != 1 || !strong.contains(&(r.usage, r.selector)));
-        (!usable.is_empty()).then_some(Anchors { records: usable, names })
+        (!usable.is_empty()).then_some(Anchors { records: usable, names, what: "TLSA record" })
     }
 
     /// The name that the server is asked for (RFC 7672 §8.1).
@@ -107,7 +117,7 @@ impl Anchors {
         let trusted: Vec<_> =
             sent.chain(&published).filter_map(|c| webpki::anchor_from_trusted_cert(c).ok()).collect();
         if trusted.is_empty() {
-            return Err(Error::General("no TLSA record matches the certificate".into()));
+            return Err(Error::General(format!("no {} matches the certificate", self.what)));
         }
         let refused = |e: webpki::Error| Error::General(format!("under the authority of TLSA: {e}"));
         let leaf = EndEntityCert::try_from(leaf).map_err(refused)?;
@@ -237,6 +247,18 @@ mod tests {
                 assert!(!check(of(usage, &good.leaf), &good.leaf, &all), "{usage} {what} is unusable");
             }
         }
+    }
+
+    #[test]
+    fn a_pinned_key_is_that_key_and_no_other() {
+        let (good, stranger) = (chain("mx.example", 100), chain("mx.example", 100));
+        let pin = |of| record(3, 1, 1, of).data.try_into().unwrap();
+        let anchors = Anchors::of_pins(&[[0; 32], pin(&good.leaf)], "mx.example").unwrap();
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let check = |leaf| anchors.check(leaf, &[], UnixTime::now(), &provider);
+        assert!(check(&good.leaf).is_ok());
+        assert!(check(&stranger.leaf).unwrap_err().to_string().contains("no pinned key matches"));
+        assert_eq!(Anchors::of_pins(&[], "mx.example"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
 use super::connection::{Broken, Connection, Dialer};
+use super::dane::Anchors;
 use super::resolve::{NoHost, Resolve};
 use super::route::{Target, target};
 use super::settle::{Settlement, Settler};
@@ -503,7 +504,10 @@ impl Delivery {
     async fn connect(&self, target: &Target) -> Result<Connection, NoHost> {
         let mut last = Broken("4.4.1 no host".into());
         let setup = self.setup.get();
-        for host in setup.resolve.hosts(&target.way, target.tls).await? {
+        for mut host in setup.resolve.hosts(&target.way, target.tls).await? {
+            if let Some(pinned) = Anchors::of_pins(&target.pins, &host.name) {
+                host.anchors = Some(Arc::new(pinned));
+            }
             match setup.dialer.open(&host, target.tls, target.tls_min).await {
                 Ok(connection) => return Ok(connection),
                 Err(why) => last = why,
@@ -640,7 +644,9 @@ impl Delivery {
 
     /// A destination that could not be reached: one line for the message that was its probe; all of them wait.
     async fn not_reached(&self, reign: &Reign, key: &Key, number: u64, why: &str) {
-        lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());
+        if !lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random()) {
+            return; // one that was opened with this one has said so
+        }
         let Some((message, mut job)) = self.take(reign, key) else { return };
         let outcomes = outcomes_of(&job, Fate::Deferred, why);
         self.log_outcomes(&message, &outcomes, number, "none", Default::default());

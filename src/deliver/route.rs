@@ -28,6 +28,8 @@ pub struct Target {
     pub tls: TlsPolicy,
     /// The oldest TLS version that is used.
     pub tls_min: TlsMin,
+    /// Keys of which its hosts must have one; see [`crate::queue::command::Route`].
+    pub pins: Vec<[u8; 32]>,
 }
 
 /// How hosts are found.
@@ -37,6 +39,11 @@ pub enum Way {
     Hosts(Vec<(String, u16)>),
     /// The MX of a domain.
     Mx(String),
+}
+
+/// Octets as people write them.
+pub fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 /// A recipient's destination; `None` while it is held.
@@ -57,7 +64,9 @@ pub fn target(queue: &Queue, recipient: &Recipient) -> Option<Target> {
         Way::Mx(domain) => format!("mx:{domain}"),
     };
     let floor = if tls_min == TlsMin::Tls13 { "/1.3" } else { "" };
-    Some(Target { key: format!("{hosts}/{}{floor}", tls.word()), way, tls, tls_min })
+    let pins = route.map_or_else(Vec::new, |route| route.pins.clone());
+    let pinned: String = pins.iter().map(|pin| format!("/{}", hex(&pin[..8]))).collect();
+    Some(Target { key: format!("{hosts}/{}{floor}{pinned}", tls.word()), way, tls, tls_min, pins })
 }
 
 /// Whether some of its pending recipients are held.
@@ -113,7 +122,14 @@ mod tests {
 
     fn to(host: &str) -> RouteChange {
         let (tls, tls_min) = (TlsPolicy::Require, TlsMin::Tls13);
-        RouteChange::Set(Route { hosts: vec![(host.into(), 25)], tls, tls_min, lifetime_ms: Some(1000) })
+        let lifetime_ms = Some(1000);
+        RouteChange::Set(Route {
+            hosts: vec![(host.into(), 25)],
+            tls,
+            tls_min,
+            lifetime_ms,
+            pins: Vec::new(),
+        })
     }
 
     fn recipient(anywhere: bool) -> Recipient {

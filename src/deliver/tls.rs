@@ -1,4 +1,5 @@
-//! TLS on the way out: a session with any certificate, with one for the host's name, or with one that its TLSA records vouch for.
+//! TLS on the way out: a session with any certificate, with one for the host's name, or with one that its TLSA records or pinned keys
+//! vouch for.
 
 use std::sync::Arc;
 
@@ -59,8 +60,8 @@ pub enum Trust {
     Any,
     /// With one for its name that WebPKI vouches for.
     WebPki,
-    /// With one that its TLSA records vouch for.
-    Dane(Arc<Anchors>),
+    /// With one that its TLSA records vouch for, or the keys that its route has pinned.
+    Anchors(Arc<Anchors>),
 }
 
 /// The ways to be a TLS client.
@@ -103,7 +104,7 @@ impl ClientTls {
         match trust {
             Trust::Any => Ok(self.any[oldest as usize].clone()),
             Trust::WebPki => Ok(self.web_pki[oldest as usize].clone()),
-            Trust::Dane(anchors) => {
+            Trust::Anchors(anchors) => {
                 let signatures = AnyCertificate(self.provider.clone());
                 let verifier = Arc::new(Verifier { anchors: anchors.clone(), signatures });
                 verified_by(&self.provider, oldest, verifier)

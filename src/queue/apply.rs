@@ -9,7 +9,8 @@ use holdfast_cluster::{
     Whole,
 };
 
-use super::command::{Answer, Command, FEATURE, Fate, Notice, Outcome, PieceRef, RouteChange};
+use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, RouteChange};
+use super::level;
 use super::message::{Envelope, Message, MessageId, State, Tick};
 use super::messages::{Messages, Page, Totals};
 use super::tables::{RouteEntry, Tables};
@@ -75,6 +76,11 @@ impl Queue {
     /// Cluster time as far as it was committed.
     pub fn now(&self) -> Tick {
         self.tables.now
+    }
+
+    /// The cluster's feature level; see `level`.
+    pub fn level(&self) -> u8 {
+        self.tables.level()
     }
 
     /// Up to `max` messages above `after`: the queue is walked in pages, since it may be larger than memory.
@@ -406,6 +412,10 @@ impl Queue {
         change: RouteChange,
         only_if: Option<LogIndex>,
     ) -> Answer {
+        // A leader refuses it before it is written; one that had not yet applied what it should have known might not.
+        if level::of_change(&change) > self.level() {
+            return Answer::LevelTooLow;
+        }
         let stands = self.tables.routes.get(&domain).map(|entry| entry.made_by);
         if only_if.is_some() && only_if != stands {
             return Answer::Changed;
@@ -464,8 +474,14 @@ impl Machine for Queue {
                 Answer::Done
             }
             Ok(Command::Route { domain, change, only_if }) => self.change_route(at, domain, change, only_if),
+            Ok(Command::Level { level }) => {
+                self.tables.raised_to = self.tables.raised_to.max(level);
+                Answer::Done
+            }
             Err(_) => match command.first() {
-                Some(level) if *level != FEATURE => return Err(ApplyError::UnknownFeature(at.index, *level)),
+                Some(level) if !level::is_known(*level) => {
+                    return Err(ApplyError::UnknownFeature(at.index, *level));
+                }
                 _ => Answer::Malformed,
             },
         };
@@ -476,7 +492,13 @@ impl Machine for Queue {
     }
 
     fn admit(&mut self, command: &[u8]) -> Result<(), Refusal> {
-        if let Ok(Command::Withdraw { id }) = Command::decode(command) {
+        let command = Command::decode(command);
+        if let Ok(Command::Route { change, .. }) = &command
+            && level::of_change(change) > self.level()
+        {
+            return Err(Refusal { outcome: Answer::LevelTooLow.encode() });
+        }
+        if let Ok(Command::Withdraw { id }) = command {
             if self.opened.contains(&id) {
                 return Err(Refusal { outcome: Answer::Stands.encode() });
             }

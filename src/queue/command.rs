@@ -1,15 +1,13 @@
-//! Pure. The commands of the replicated queue, and their bytes: a feature level (1 byte, 2), then bincode. What is written here
-//! is read by every later version.
+//! Pure. The commands of the replicated queue, and their bytes: a feature level (1 byte, see `level`), then bincode. What is written
+//! here is read by every later version.
 
 use bincode::{Decode, Encode};
 use holdfast_cluster::LogIndex;
 use holdfast_storage::codec::{CodecError, decode, encode};
 use serde::{Deserialize, Serialize};
 
+use super::level;
 use super::message::{Envelope, MessageId, Tick};
-
-/// The feature level of the commands below.
-pub const FEATURE: u8 = 2;
 
 /// Most recipients of one message (RFC 5321 §4.5.3.1.8 asks for at least 100).
 pub const RECIPIENTS_MAX: usize = 1000;
@@ -61,7 +59,7 @@ pub struct Notice {
 }
 
 /// Where a domain's mail goes.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Route {
     /// Hosts with ports, tried in order; empty for the domain's MX.
     pub hosts: Vec<(String, u16)>,
@@ -71,10 +69,13 @@ pub struct Route {
     pub tls_min: TlsMin,
     /// Its own lifetime in milliseconds.
     pub lifetime_ms: Option<u64>,
+    /// Under [`TlsPolicy::Verify`]: SHA-256 of the public keys (SubjectPublicKeyInfo) of which the hosts must have one, instead of a
+    /// certificate that WebPKI vouches for. Needs the feature level [`level::PINS`].
+    pub pins: Vec<[u8; 32]>,
 }
 
 /// What becomes of a domain's entry in the table of routes.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RouteChange {
     /// Its mail goes there from now on.
     Set(Route),
@@ -188,6 +189,11 @@ pub enum Command {
         /// Counts only if the entry is still the one that this log entry made.
         only_if: Option<LogIndex>,
     },
+    /// From here on the cluster uses what a feature level brings: all members know it.
+    Level {
+        /// The level.
+        level: u8,
+    },
 }
 
 /// What came of a command; the outcome of a proposal.
@@ -211,12 +217,23 @@ pub enum Answer {
     Malformed,
     /// The route was changed by somebody else meanwhile.
     Changed,
+    /// The cluster's feature level does not allow it yet: some members run an older version.
+    LevelTooLow,
 }
 
 impl Command {
+    /// The feature level that a reader must know.
+    pub fn level(&self) -> u8 {
+        match self {
+            Command::Route { change, .. } => level::of_change(change),
+            Command::Level { level } => *level,
+            _ => level::OLDEST,
+        }
+    }
+
     /// The command's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![FEATURE];
+        let mut bytes = vec![self.level()];
         bytes.extend_from_slice(&encode(self));
         bytes
     }
@@ -227,7 +244,7 @@ impl Command {
     /// If the bytes are none, or of a later feature level.
     pub fn decode(bytes: &[u8]) -> Result<Command, CodecError> {
         match bytes.split_first() {
-            Some((&FEATURE, rest)) => decode("command", rest),
+            Some((level, rest)) if level::is_known(*level) => decode("command", rest),
             _ => Err(CodecError { what: "command", why: "unknown feature level".into() }),
         }
     }

@@ -218,12 +218,7 @@ mod tests {
     #[test]
     fn a_route_is_known_by_its_name_and_not_by_its_value() {
         let mut w = World::new();
-        let route = crate::queue::command::Route {
-            hosts: vec![("h".into(), 25)],
-            tls: Default::default(),
-            tls_min: Default::default(),
-            lifetime_ms: None,
-        };
+        let route = crate::queue::command::Route { hosts: vec![("h".into(), 25)], ..Default::default() };
         for domain in ["*", "a.example", ".b.example"] {
             let change = crate::queue::command::RouteChange::Set(route.clone());
             w.apply(Command::Route { domain: domain.into(), change, only_if: None }, 0);
@@ -254,6 +249,33 @@ mod tests {
         assert_eq!(made_by(&w), None);
     }
 
+    /// What older versions cannot read is not written before all members can, and is read back once it is.
+    #[test]
+    fn pinned_keys_wait_for_the_clusters_level() {
+        use crate::queue::command::{Route, RouteChange};
+        let mut w = World::new();
+        let route = Route { hosts: vec![("h".into(), 25)], pins: vec![[7; 32]], ..Route::default() };
+        let set = |route: &Route| Command::Route {
+            domain: "a.example".into(),
+            change: RouteChange::Set(route.clone()),
+            only_if: None,
+        };
+        let plain = Route { pins: Vec::new(), ..route.clone() };
+        assert_eq!((set(&plain).encode()[0], set(&route).encode()[0]), (2, 3));
+        assert!(
+            w.queue.admit(&set(&route).encode()).is_err() && w.queue.admit(&set(&plain).encode()).is_ok()
+        );
+        assert_eq!(w.apply(set(&route), 0), Answer::LevelTooLow);
+        assert!(w.queue.routes().is_empty());
+        let level = crate::queue::level::PINS;
+        assert_eq!(w.apply(Command::Level { level }, 0), Answer::Done);
+        assert!(w.queue.admit(&set(&route).encode()).is_ok());
+        assert_eq!(w.apply(set(&route), 0), Answer::Done);
+        assert_eq!(w.queue.routes()["a.example"].route, Some(route));
+        assert_eq!(w.apply(Command::Level { level: 2 }, 0), Answer::Done);
+        assert_eq!(w.queue.level(), level, "it never falls");
+    }
+
     /// What another version wrote is not skipped: accepted mail would be missing here and nowhere else.
     #[test]
     fn p1_a_command_of_another_version_stops_the_node() {
@@ -261,7 +283,7 @@ mod tests {
         let mut command = Command::Tick { now: Tick(1) }.encode();
         let at = LogPosition { term: Term(1), index: LogIndex(1) };
         assert!(queue.apply(at, &command, 0).is_ok());
-        command[0] = crate::queue::command::FEATURE + 1;
+        command[0] = crate::queue::level::NEWEST + 1;
         assert!(queue.apply(at, &command, 0).is_err());
     }
 

@@ -5,6 +5,7 @@ pub mod apply;
 pub mod bounce;
 pub mod command;
 mod invariants;
+pub mod level;
 pub mod message;
 mod messages;
 pub mod retry;

@@ -68,11 +68,16 @@ impl Destination {
         self.limit = (self.limit + 1).min(pace.connections_max);
     }
 
-    /// It could not be reached, or broke off.
-    pub(super) fn not_reached(&mut self, now_ms: u64, random: u32, pace: Pace) {
+    /// It could not be reached, or broke off. False if that was known: other connections that were opened before tell the same again,
+    /// and it is no further away for that.
+    pub(super) fn not_reached(&mut self, now_ms: u64, random: u32, pace: Pace) -> bool {
+        if self.probe_at_ms.is_some_and(|at| now_ms < at) {
+            return false;
+        }
         self.failures = self.failures.saturating_add(1);
         self.limit = 1;
         self.probe_at_ms = Some(now_ms + pace.probe.pause_ms(self.failures, random));
+        true
     }
 
     /// Looks for it at once.

@@ -151,10 +151,10 @@ impl Scheduler {
         self.destination(key).reached(pace);
     }
 
-    /// The destination could not be reached, or broke off.
-    pub fn not_reached(&mut self, key: &Key, now_ms: u64, random: u32) {
+    /// The destination could not be reached, or broke off. False if that is no news.
+    pub fn not_reached(&mut self, key: &Key, now_ms: u64, random: u32) -> bool {
         let pace = self.limits.pace;
-        self.destination(key).not_reached(now_ms, random, pace);
+        self.destination(key).not_reached(now_ms, random, pace)
     }
 
     /// A connection was closed.
@@ -238,6 +238,21 @@ mod tests {
         assert!((8..16).contains(&probes), "{probes} probes in a minute");
         s.add(&alive, job(2000));
         assert_eq!(s.open_next(60_000), Some(alive));
+    }
+
+    /// The connections that were opened together fail together: that is one failure, and the next probe is as near as after one.
+    #[test]
+    fn connections_that_fail_together_fail_once() {
+        let mut s = scheduler();
+        let key = "dead".to_string();
+        (0..10).for_each(|n| s.add(&key, job(n)));
+        let opened = std::iter::from_fn(|| s.open_next(0)).count();
+        assert_eq!(opened, 2);
+        assert!(s.not_reached(&key, 5, 0));
+        assert!(!s.not_reached(&key, 6, 0), "known");
+        (0..opened).for_each(|_| s.closed(&key));
+        assert_eq!(s.open_next(1100), Some(key.clone()), "the shortest pause");
+        assert!(s.not_reached(&key, 1200, 0), "the probe's failure is news");
     }
 
     #[test]
