@@ -291,6 +291,8 @@ pub struct Storage {
     pub keep_entries: u64,
     /// Checkpoints of the queue are at least this often; a message that is there at two of them leaves memory.
     pub young_horizon: Span,
+    /// How fast what is held is read again in search of rot, octets a second; 0 turns that off.
+    pub scrub_rate: Size,
     /// Added to each sync, to measure what a slower disk would give.
     pub sync_delay: Span,
 }
@@ -393,6 +395,7 @@ impl Default for Storage {
             reserve_bytes: Size(512 << 20),
             keep_entries: 500_000,
             young_horizon: seconds(10),
+            scrub_rate: Size(4 << 20),
             sync_delay: seconds(0),
         }
     }

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use holdfast_cluster::{Cluster, LogIndex, PeerTls};
-use holdfast_storage::Options;
 use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::index::spilled::Directory;
+use holdfast_storage::{Options, ScrubReport};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::api::About;
+use crate::admin::api::{About, Scrub};
 use crate::admin::server::{self as admin_server, Admin, Facts};
 use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
@@ -104,6 +104,7 @@ fn start_cluster(
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
             move_below_percent: holdfast_storage::limits::MOVE_BELOW_PERCENT,
+            scrub_bytes_per_second: config.storage.scrub_rate.0,
             on_erased: Arc::new(move |erased| erasures.note(erased)),
             // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
             on_failure: Arc::new(move |why| {
@@ -189,14 +190,26 @@ async fn serve(
 fn tell_about(cluster: &Cluster, delivery: &Arc<Delivery>, intake: &Arc<Intake>) {
     // The cluster must not keep alive what holds the cluster.
     let (delivery, intake) = (Arc::downgrade(delivery), Arc::downgrade(intake));
-    cluster.tell_about(move || {
+    cluster.tell_about(move |cluster| {
         let (Some(delivery), Some(intake)) = (delivery.upgrade(), intake.upgrade()) else {
             return Vec::new();
         };
         let egress = delivery.setup().dialer.egress();
         let why_not = intake.not_accepting().map(|(why, _)| why);
-        serde_json::to_vec(&About { egress, why_not, level: level::NEWEST }).unwrap_or_default()
+        let about = About { egress, why_not, scrub: Some(scrub(&cluster.scrubbed())), level: level::NEWEST };
+        serde_json::to_vec(&about).unwrap_or_default()
     });
+}
+
+fn scrub((report, to_mend): &(ScrubReport, usize)) -> Scrub {
+    Scrub {
+        passes: report.passes,
+        percent: report.percent,
+        bytes: report.bytes,
+        damaged: report.damaged,
+        to_mend: *to_mend as u64,
+        last_pass_s: report.last_pass.map(|took| took.as_secs()),
+    }
 }
 
 /// How to deliver, by the settings.

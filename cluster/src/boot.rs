@@ -235,6 +235,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
     repair::mend(&cluster, &peers, applied, &needed).await.map_err(StartError::State)?;
     cluster.inner.is_whole.store(true, Ordering::Relaxed);
+    tokio::spawn(repair::watch(cluster.clone(), peers));
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use holdfast_storage::index::Standing;
-use holdfast_storage::{Bytes, Log, LogIndex, ReadError, Rows, SpaceReport, Term};
+use holdfast_storage::{Bytes, Log, LogIndex, ReadError, Rows, ScrubReport, SpaceReport, Term};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -112,7 +112,7 @@ impl Inner {
 }
 
 /// See [`Cluster::tell_about`].
-pub(crate) type About = Box<dyn Fn() -> Vec<u8> + Send + Sync>;
+pub(crate) type About = Box<dyn Fn(&Cluster) -> Vec<u8> + Send + Sync>;
 
 /// See [`Cluster::placement_watch`].
 pub struct PlacementWatch(watch::Receiver<Frontier>);
@@ -254,8 +254,13 @@ impl Cluster {
         self.inner.log.space()
     }
 
+    /// How far the search for rot has come on this node, and how many bodies wait to be fetched again.
+    pub fn scrubbed(&self) -> (ScrubReport, usize) {
+        (self.inner.log.scrubbed(), self.inner.log.lost().len())
+    }
+
     /// Sets what the layers above add to this node's report, once; later calls change nothing.
-    pub fn tell_about(&self, about: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
+    pub fn tell_about(&self, about: impl Fn(&Cluster) -> Vec<u8> + Send + Sync + 'static) {
         drop(self.inner.about.set(Box::new(about)));
     }
 
@@ -290,7 +295,7 @@ impl Cluster {
                 Standing::Aside => "aside",
             }
             .into(),
-            about: self.inner.about.get().map(|about| about()).unwrap_or_default(),
+            about: self.inner.about.get().map(|about| about(self)).unwrap_or_default(),
         }
     }
 

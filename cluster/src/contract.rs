@@ -62,6 +62,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
         let options = Options {
             segment_bytes: 4 << 20,
             move_below_percent: 60,
+            scrub_bytes_per_second: 0,
             on_erased: Arc::new(|_| {}),
             on_failure: Arc::new(|why| panic!("{why}")),
         };

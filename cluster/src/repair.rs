@@ -3,6 +3,7 @@
 //! | lost | what the node does | who must be there |
 //! | --- | --- | --- |
 //! | octets of a body, its record being right | opens, fetches the body from whoever has it, then serves and campaigns | one that has it |
+//! | a body, while it runs | fetches it and goes on | one that has it |
 //! | anything else, not at the end | keeps its bodies, voids the rest, gets the state by snapshot | a quorum, itself included |
 //! | anything else, with the end | the same, but first hears all other nodes: its newest vote may be among what is lost | all others |
 //! | what a leader saw it acknowledge: an old copy was restored | keeps its log, first hears all other nodes | all others |
@@ -16,11 +17,12 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use holdfast_storage::codec::{Reset, Vote};
-use holdfast_storage::{Bytes, Damage, Entry as StoredEntry, Log, LogIndex, LogPosition};
+use holdfast_storage::{Bytes, Damage, Entry as StoredEntry, Log, LogIndex, LogPosition, LostBody};
 use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::oneshot;
 
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::codec::entry_from_stored;
 use crate::limits::REQUEST;
@@ -32,6 +34,10 @@ use crate::types::{Raft, position, stored_vote};
 const ASK: Duration = Duration::from_secs(1);
 /// Pause between rounds of questions.
 const AGAIN: Duration = Duration::from_millis(300);
+/// Pause between looks for damage while the node runs.
+const LOOK: Duration = Duration::from_millis(500);
+/// What nobody can mend is said again this much later.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What this node tells a peer that asks.
 pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
@@ -194,7 +200,7 @@ pub(crate) async fn catch_up(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) {
 pub(crate) async fn mend_entries(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) -> Result<(), String> {
     let log = &cluster.inner.log;
     for lost in log.lost() {
-        let (index, ..) = lost;
+        let LostBody { index, .. } = lost;
         if log.term_of(index).is_none() {
             continue;
         }
@@ -225,68 +231,56 @@ pub(crate) async fn mend(
     needed: &BTreeSet<LogIndex>,
 ) -> Result<(), String> {
     let log = &cluster.inner.log;
+    let mut wanted = Vec::new();
     for lost in log.lost() {
-        let (index, ..) = lost;
-        match applied.is_some_and(|at| index <= at.index) && !needed.contains(&index) {
-            true => log.erase(index),
-            false => mend_one(cluster, peers, lost).await?,
+        match applied.is_some_and(|at| lost.index <= at.index) && !needed.contains(&lost.index) {
+            true => log.erase(lost.index),
+            false => wanted.push(lost),
         }
     }
     // Behind damage that was dealt with before there may have been more: what the state needs and the log does not have.
-    let missing: Vec<LogIndex> = needed.iter().copied().filter(|index| !log.has_body(*index)).collect();
-    for index in missing {
-        bring(cluster, peers, index).await?;
+    let known: BTreeSet<LogIndex> = wanted.iter().map(|lost| lost.index).collect();
+    let missing = needed.iter().filter(|index| !known.contains(index) && !log.has_body(**index));
+    wanted.extend(missing.map(|index| LostBody { index: *index, bytes: 0, crc: None }));
+    for lost in wanted {
+        mend_one(cluster, peers, lost).await?;
     }
     Ok(())
 }
 
-/// Gets a body of the state of which nothing is left here.
-async fn bring(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, index: LogIndex) -> Result<(), String> {
+/// Fetches what is found damaged while the node runs. Ends with the node.
+pub(crate) async fn watch(cluster: Cluster, peers: BTreeMap<u64, Peer>) {
+    let log = &cluster.inner.log;
+    let mut said = None;
     loop {
-        let mut heard = 0;
-        for peer in peers.values() {
-            // Who has not applied the entry may have another one under this index.
-            match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
-                Ok((Answer::Digest(bytes, crc), _)) => {
-                    if let Ok((Answer::Body, body)) =
-                        peer.ask(Request::Body(index), Vec::new(), REQUEST).await
-                        && (body.len() as u32, crc32fast::hash(&body)) == (bytes, crc)
-                    {
-                        tracing::error!(%index, "a body that the queue needs was not here: damage; it was fetched");
-                        return store(cluster, index, &body).await;
-                    }
-                    heard += 1;
-                }
-                // Settled since this node went down: an entry that is still to come says so.
-                Ok((Answer::BodyGone, _)) => return Ok(()),
-                _ => {}
+        tokio::time::sleep(LOOK).await;
+        for lost in log.lost() {
+            let fetched = fetch(&cluster, &peers, lost).await;
+            if is_settled(&cluster, lost.index) {
+                log.erase(lost.index);
+                continue;
+            }
+            // Its message waits: it is not handed off without its octets, and not taken for erased.
+            let now = clock::now();
+            if let Err(why) = fetched
+                && said.is_none_or(|said| now > said + SAY_AGAIN)
+            {
+                said = Some(now);
+                tracing::error!("{why}");
             }
         }
-        // Meanwhile it may have been settled here.
-        if cluster.inner.log.has_body(index) || !cluster.inner.is_needed(index) {
-            return Ok(());
-        }
-        if heard == peers.len() {
-            return Err(format!("the body of entry {index} is not here, and damaged on every other node"));
-        }
-        tokio::time::sleep(AGAIN).await;
     }
 }
 
-async fn store(cluster: &Cluster, index: LogIndex, body: &[u8]) -> Result<(), String> {
-    let (tell, told) = oneshot::channel();
-    let body = Bytes::copy_from_slice(body);
-    cluster.inner.log.mend_body(index, body, Box::new(move |result| drop(tell.send(result))));
-    told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
+/// Whether the entry was applied here and the state does not need its body any more.
+fn is_settled(cluster: &Cluster, index: LogIndex) -> bool {
+    *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index)
 }
 
-async fn mend_one(
-    cluster: &Cluster,
-    peers: &BTreeMap<u64, Peer>,
-    (index, bytes, crc): (LogIndex, u32, u32),
-) -> Result<(), String> {
+async fn mend_one(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<(), String> {
+    let LostBody { index, .. } = lost;
     let mut said = false;
-    while fetch(cluster, peers, index, bytes, crc).await? == Fetched::NotYet {
+    while fetch(cluster, peers, lost).await? == Fetched::NotYet {
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
@@ -294,7 +288,7 @@ async fn mend_one(
         }
         tokio::time::sleep(AGAIN).await;
         // Meanwhile it may have been settled here.
-        if *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index) {
+        if is_settled(cluster, index) {
             cluster.inner.log.erase(index);
             return Ok(());
         }
@@ -312,33 +306,46 @@ enum Fetched {
 }
 
 /// Gets one body from whoever has it. One that was erased on purpose elsewhere is erased here.
-async fn fetch(
-    cluster: &Cluster,
-    peers: &BTreeMap<u64, Peer>,
-    index: LogIndex,
-    bytes: u32,
-    crc: u32,
-) -> Result<Fetched, String> {
+///
+/// # Errors
+/// The reason, if every other node has answered and none has it.
+async fn fetch(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<Fetched, String> {
+    let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
     let is_committed = log.committed().is_some_and(|committed| index <= committed.index);
     let mut heard = 0;
     for peer in peers.values() {
+        // Answered only by one that has applied the entry: another one may have another leader's under this index.
+        let digest = match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
+            Ok((answer @ (Answer::Digest(..) | Answer::BodyGone), _)) => Some(answer),
+            _ => None,
+        };
+        let told = match digest {
+            Some(Answer::Digest(bytes, crc)) => Some((bytes, crc)),
+            _ => None,
+        };
+        // Only the very octets count: those of this node's own header, or else of the committed entry.
+        let expected = crc.map(|crc| (bytes, crc)).or(told);
         match peer.ask(Request::Body(index), Vec::new(), REQUEST).await {
-            // Another leader's entry may stand under this index there: only the very octets count.
-            Ok((Answer::Body, body)) if body.len() == bytes as usize && crc32fast::hash(&body) == crc => {
-                store(cluster, index, &body).await?;
+            Ok((Answer::Body, body)) if Some((body.len() as u32, crc32fast::hash(&body))) == expected => {
+                let (tell, told) = oneshot::channel();
+                let body = Bytes::copy_from_slice(&body);
+                log.mend_body(index, body, Box::new(move |result| drop(tell.send(result))));
+                told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
                 tracing::warn!(%index, "a damaged body was fetched from another node");
                 return Ok(Fetched::Done);
             }
+            // Whose octets nobody can vouch for yet may be the right ones.
+            Ok((Answer::Body, _)) if expected.is_none() => {}
             Ok((Answer::Body | Answer::BodyDamaged, _)) => heard += 1,
-            Ok((Answer::BodyGone, _)) => match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
+            Ok((Answer::BodyGone, _)) => match digest {
                 // It has applied what the entry's story ended with; so will this node.
-                Ok((Answer::BodyGone, _)) if is_committed => {
+                Some(Answer::BodyGone) if is_committed => {
                     log.erase(index);
                     return Ok(Fetched::Done);
                 }
-                Ok((Answer::BodyGone | Answer::Digest(..), _)) => heard += 1,
-                _ => {}
+                Some(_) => heard += 1,
+                None => {}
             },
             _ => {}
         }
@@ -346,7 +353,7 @@ async fn fetch(
     if heard < peers.len() {
         return Ok(Fetched::NotYet);
     }
-    let place = log.lost_place(index).unwrap_or_default();
+    let place = log.lost_place(index).unwrap_or_else(|| "no place".into());
     let head = log.head(index).ok().flatten();
     let entry = head.map(|(at, head)| StoredEntry { at, head, body: Bytes::new() });
     let command = match entry.and_then(|entry| entry_from_stored(entry).ok()).map(|entry| entry.payload) {

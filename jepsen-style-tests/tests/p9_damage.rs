@@ -2,6 +2,7 @@
 //! holds back as far as it must, gets what it lacks from the others, and then counts.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -171,6 +172,18 @@ fn look_offline(dir: &Path, harm: &str) {
     assert!(octets(dir) == before, "{harm}: looking changed something");
 }
 
+/// Waits until all that waits stands in a node's files.
+fn wait_for_copies(nodes: &Nodes, id: u64) {
+    let missing = || {
+        let missing = names().into_iter().filter(|name| !files_contain(&nodes.data(id), &canary(name)));
+        missing.collect::<Vec<_>>()
+    };
+    let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for("its copies", Duration::from_secs(30), || missing().is_empty());
+    }));
+    assert!(came.is_ok(), "node {id} lacks {:?}; {:?}", missing(), nodes.status());
+}
+
 fn wait_healthy(nodes: &Nodes, what: &str) {
     wait_for(what, Duration::from_secs(40), || {
         let status = nodes.status();
@@ -200,9 +213,7 @@ fn damage_all(harms: &[&str]) {
         let said = nodes.stderr(victim)[before..].to_string();
         let noticed = said.contains("damage") || said.contains("the tail of the log was cut off");
         assert!(noticed, "{harm}: nobody noticed; {said}");
-        wait_for("its copies", Duration::from_secs(30), || {
-            names().iter().all(|name| files_contain(&nodes.data(victim), &canary(name)))
-        });
+        wait_for_copies(&nodes, victim);
         // It counts: another may go, and comes back.
         let other = (1..=3).find(|id| *id != victim).unwrap();
         nodes.kill(other);
@@ -305,4 +316,33 @@ fn p9_a_damaged_body_of_settled_mail_is_no_matter() {
     wait_healthy(&nodes, "all to be back");
     judge(&history, &customer.taken()).assert_good();
     assert_eq!(customer.count(), history.len(), "nothing is handed off twice");
+}
+
+/// Rot that comes while all nodes run and nobody reads: it is found, mended from another node, and the mail survives the loss of that one.
+#[test]
+fn p9_rot_is_found_and_mended_while_the_nodes_run() {
+    let Waiting { mut nodes, customer, history } = waiting();
+    let leader = nodes.wait_leader();
+    let victim = leader % 3 + 1;
+    let (path, at) = place(&nodes.data(victim), "waits03");
+    let mut octet = [0];
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    file.read_exact_at(&mut octet, at as u64).unwrap();
+    file.write_all_at(&[octet[0] ^ 1], at as u64).unwrap();
+    let scrub = |nodes: &Nodes| {
+        let status = nodes.status()?;
+        let all = status["nodes"].as_array()?.clone();
+        all.into_iter().find(|n| n["id"] == victim).map(|n| n["scrub"].clone())
+    };
+    wait_for("the rot to be found and mended", Duration::from_secs(60), || {
+        scrub(&nodes).is_some_and(|s| s["damaged"].as_u64() > Some(0) && s["to_mend"] == 0)
+    });
+    assert!(files_contain(&nodes.data(victim), &canary("waits03")));
+    assert!(nodes.is_running(victim), "it went on meanwhile");
+    // Its copy counts again: the others may go.
+    nodes.kill(leader);
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
 }

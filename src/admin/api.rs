@@ -95,9 +95,29 @@ pub struct About {
     pub egress: Vec<IpAddr>,
     /// Why it takes no mail, if so.
     pub why_not: Option<String>,
+    /// How far its search for rot has come.
+    #[serde(default)]
+    pub scrub: Option<Scrub>,
     /// The newest feature level that it knows; see [`crate::queue::level`].
     #[serde(default)]
     pub level: u8,
+}
+
+/// A node's search for rot in what it holds; see `[storage] scrub_rate`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Scrub {
+    /// Times that everything was read since its start.
+    pub passes: u64,
+    /// How much of this pass is done.
+    pub percent: u64,
+    /// Octets read since its start.
+    pub bytes: u64,
+    /// Damaged places found since its start.
+    pub damaged: u64,
+    /// Bodies that are still to be fetched from other nodes.
+    pub to_mend: u64,
+    /// How long the last whole pass took.
+    pub last_pass_s: Option<u64>,
 }
 
 /// A line of an answer.

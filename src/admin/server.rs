@@ -465,7 +465,8 @@ impl Admin {
                 json!({
                     "id": id, "role": node.as_ref().map_or("unreachable", |n| &n.role), "healthy": healthy,
                     "accepting": healthy && own_why_not.is_none(), "why_not": own_why_not,
-                    "egress": about.map(|about| about.egress),
+                    "egress": about.as_ref().map(|about| &about.egress),
+                    "scrub": about.as_ref().map(|about| &about.scrub),
                     "placement": {
                         "datacenter": member.placement.datacenter, "power": member.placement.power,
                         "network": member.placement.network,

@@ -31,14 +31,14 @@ pub(super) fn status(status: &Value, json: bool) {
         println!("warning: {}", text(warning));
     }
     println!(
-        "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}  delivers from",
-        "node", "role", "healthy", "power", "network", "last index", "matched", "free"
+        "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10} {:>10}  delivers from",
+        "node", "role", "healthy", "power", "network", "last index", "matched", "free", "scrubbed"
     );
     for n in status["nodes"].as_array().into_iter().flatten() {
         let egress: Vec<String> = n["egress"].as_array().into_iter().flatten().map(text).collect();
         let free = n["disk_free_bytes"].as_u64().map_or("-".into(), |b| format!("{} MiB", b >> 20));
         println!(
-            "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10}  {}",
+            "{:>4} {:<12} {:<8} {:<6} {:<8} {:>12} {:>12} {:>10} {:>10}  {}",
             text(&n["id"]),
             text(&n["role"]),
             if n["healthy"] == true { "yes" } else { "NO" },
@@ -47,8 +47,13 @@ pub(super) fn status(status: &Value, json: bool) {
             text(&n["last_index"]),
             text(&n["matched_index"]),
             free,
+            scrubbed(&n["scrub"]),
             egress.join(", ")
         );
+        if n["scrub"]["damaged"].as_u64() > Some(0) {
+            let (damaged, to_mend) = (text(&n["scrub"]["damaged"]), text(&n["scrub"]["to_mend"]));
+            println!("     damage was found in {damaged} places; {to_mend} bodies are still to be fetched");
+        }
     }
     let q = &status["queue"];
     println!(
@@ -59,6 +64,14 @@ pub(super) fn status(status: &Value, json: bool) {
         text(&q["held"]),
         text(&q["oldest_age_s"])
     );
+}
+
+/// How often all was read again, and how much of the next time.
+fn scrubbed(scrub: &Value) -> String {
+    match (scrub["passes"].as_u64(), scrub["percent"].as_u64()) {
+        (Some(passes), Some(percent)) => format!("{passes}x+{percent}%"),
+        _ => "-".into(),
+    }
 }
 
 pub(super) fn route(route: &Value, json: bool) {

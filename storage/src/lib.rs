@@ -20,9 +20,11 @@ pub mod limits;
 pub mod log;
 pub mod position;
 pub mod record;
+mod scrub;
 
 pub use bytes::Bytes;
 pub use error::{Damage, OpenError, ReadError, StoreFailed};
 pub use index::{Rows, Shelf};
-pub use log::{Checkpoint, Completion, Entry, Identity, Log, Options, Recovered, SpaceReport};
+pub use log::{Checkpoint, Completion, Entry, Identity, Log, LostBody, Options, Recovered, SpaceReport};
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};
+pub use scrub::ScrubReport;

@@ -33,6 +33,9 @@ pub const MOVE_BELOW_PERCENT: u64 = 60;
 /// What one round of moving live records copies at the most: with ten rounds a second, 10 MiB/s.
 pub const MOVE_ROUND_BYTES: usize = 1 << 20;
 
+/// What the scrub reads at once: more than a batch, so that each window but the last ends where a batch begins.
+pub const SCRUB_WINDOW_BYTES: usize = 4 << 20;
+
 /// Zeroed segments kept ready; more are given back to the file system.
 pub const POOL_SEGMENTS_MAX: usize = 2;
 
@@ -54,5 +57,6 @@ pub const INDEX_CACHE_BYTES: u64 = 32 << 20;
 // A segment must hold its opening records (head, vote, floor: under a block each) and the largest batch.
 const _: () = assert!(SEGMENT_BYTES_MIN >= BATCH_BYTES_MAX as u64 + (HEAD_BYTES_MAX + BODY_BYTES_MAX) as u64);
 const _: () = assert!(SEGMENT_BYTES_MAX <= u32::MAX as u64);
+const _: () = assert!(SCRUB_WINDOW_BYTES >= 2 * BATCH_BYTES_MAX);
 // A batch takes at least one record of the largest size.
 const _: () = assert!(BATCH_BYTES_MAX > HEAD_BYTES_MAX + BODY_BYTES_MAX + 4096);

@@ -23,6 +23,7 @@ fn open(dir: &Path) -> (Arc<Log>, Rows) {
     let options = Options {
         segment_bytes: 4 << 20,
         move_below_percent: 60,
+        scrub_bytes_per_second: 0,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     };

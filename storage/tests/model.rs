@@ -101,6 +101,7 @@ fn open(disk: &SimDisk) -> (Log, Recovered) {
     let options = Options {
         segment_bytes: 4 << 20,
         move_below_percent: 60,
+        scrub_bytes_per_second: 0,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     };
@@ -355,6 +356,7 @@ fn p2_a_failed_sync_ends_the_log() {
     let told = failed.clone();
     let options = Options {
         move_below_percent: 60,
+        scrub_bytes_per_second: 0,
         segment_bytes: 4 << 20,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(move |why| *told.lock().unwrap() = Some(why.to_owned())),
@@ -453,6 +455,7 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
         let options = Options {
             segment_bytes: 4 << 20,
             move_below_percent: 60,
+            scrub_bytes_per_second: 0,
             on_erased: Arc::new(|_| {}),
             on_failure: Arc::new(|_| {}),
         };
@@ -464,9 +467,9 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
                 assert!(in_body, "offset {offset} bit {bit}: rot was taken for data");
                 let lost = log.lost();
                 assert_eq!(lost.len(), 1);
-                assert!(matches!(log.body(lost[0].0), Err(ReadError::Damaged { .. })));
+                assert!(matches!(log.body(lost[0].index), Err(ReadError::Damaged { .. })));
                 assert!(log.entries(0..9, usize::MAX).is_err(), "nobody gets it as an entry without a body");
-                assert!(!log.has_body(lost[0].0));
+                assert!(!log.has_body(lost[0].index));
             }
         }
     }
@@ -568,6 +571,7 @@ fn p9_segments_without_a_superblock_are_refused_untouched() {
     let options = Options {
         segment_bytes: 4 << 20,
         move_below_percent: 60,
+        scrub_bytes_per_second: 0,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     };

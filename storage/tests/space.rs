@@ -22,6 +22,7 @@ fn open(disk: &SimDisk) -> Result<Log, OpenError> {
     let options = Options {
         segment_bytes: SEGMENT,
         move_below_percent: 60,
+        scrub_bytes_per_second: 0,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     };

@@ -48,6 +48,10 @@ fn zeros(from: u64, to: u64, mut write: impl FnMut(&[u8], u64) -> io::Result<()>
 pub trait DiskFile: Send + Sync {
     /// Reads exactly `buf.len()` octets.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// As [`DiskFile::read_at`], from the medium where the system can be told to: what it has in memory is no proof of that.
+    fn read_from_medium(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(buf, offset)
+    }
     /// Writes all of `bytes`. Not durable before [`DiskFile::sync_data`].
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Writes zeros to many whole blocks, past the cache where that can be done: what is zeroed is not read soon. Not durable

@@ -116,6 +116,13 @@ impl DiskFile for OsFile {
         self.file.read_exact_at(buf, offset)
     }
 
+    fn read_from_medium(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        // Advice: where it is not taken, what is in memory is read.
+        let length = std::num::NonZeroU64::new(buf.len() as u64);
+        let _ = rustix::fs::fadvise(&self.file, offset, length, rustix::fs::Advice::DontNeed);
+        self.read_at(buf, offset)
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
     }

@@ -13,10 +13,10 @@ use crate::disk::DiskFile;
 use crate::error::ReadError;
 use crate::limits::{BODY_BYTES_MAX, MOVE_ROUND_BYTES};
 use crate::log::Inner;
-use crate::log::reader::read;
+use crate::log::reader::{header_at, read};
 use crate::log::recovery::{self, Found};
 use crate::log::writer::Note;
-use crate::position::SegmentId;
+use crate::position::{Location, LogIndex, SegmentId};
 use crate::record::{Kind, Record};
 
 /// A segment that is being emptied.
@@ -24,7 +24,24 @@ pub(super) struct Relocation {
     segment: SegmentId,
     file: Arc<dyn DiskFile>,
     /// Its records that may be live.
-    left: VecDeque<Found>,
+    left: VecDeque<Live>,
+}
+
+/// A record that may be live, and where it stands.
+#[derive(Clone, Copy)]
+enum Live {
+    Body(LogIndex, Location),
+    Row(u128, Location),
+}
+
+impl Live {
+    fn of(found: Found) -> Option<Live> {
+        match found.kind {
+            Kind::Entry | Kind::Body => Some(Live::Body(found.at.index, found.location)),
+            Kind::Row => Some(Live::Row(u128::from_le_bytes(*found.head.first_chunk()?), found.location)),
+            _ => None,
+        }
+    }
 }
 
 impl Relocation {
@@ -34,12 +51,19 @@ impl Relocation {
         let (segment, file) = {
             let state = inner.state();
             let Some(id) = state.sparse_segment(percent, tried) else { return Ok(None) };
-            (id, state.segments[&id].file.clone())
+            let file = state.segments[&id].file.clone();
+            if state.damaged.contains(&id) {
+                // Its records cannot all be found by reading it.
+                let bodies = state.bodies_in(id).map(|(index, place)| Live::Body(index, place));
+                let rows = state.rows_in(id).map(|(key, place)| Live::Row(key, place));
+                let left = bodies.chain(rows).collect();
+                return Ok(Some(Relocation { segment: id, file, left }));
+            }
+            (id, file)
         };
         let mut bytes = vec![0; inner.segment_bytes as usize];
         file.read_at(&mut bytes, 0)?;
-        let mut left: VecDeque<Found> = recovery::scan(segment, &bytes).records.into();
-        left.retain(|found| matches!(found.kind, Kind::Entry | Kind::Body | Kind::Row));
+        let left = recovery::scan(segment, &bytes).records.into_iter().filter_map(Live::of).collect();
         Ok(Some(Relocation { segment, file, left }))
     }
 
@@ -56,11 +80,11 @@ impl Relocation {
         let mut copies = Vec::new();
         let mut bytes = 0;
         while bytes < MOVE_ROUND_BYTES
-            && let Some(found) = self.left.pop_front()
+            && let Some(live) = self.left.pop_front()
         {
-            let copy = match found.kind {
-                Kind::Row => self.row(inner, &found)?,
-                _ => self.body(inner, &found)?,
+            let copy = match live {
+                Live::Body(index, location) => self.body(inner, index, location)?,
+                Live::Row(key, location) => self.row(inner, key, location)?,
             };
             bytes += copy.as_ref().map_or(0, |(record, _)| record.stored_bytes());
             copies.extend(copy);
@@ -68,40 +92,50 @@ impl Relocation {
         Ok(copies)
     }
 
-    fn body(&self, inner: &Inner, found: &Found) -> Result<Option<(Record, Note)>, ReadError> {
-        let index = found.at.index;
+    fn body(
+        &self,
+        inner: &Inner,
+        index: LogIndex,
+        location: Location,
+    ) -> Result<Option<(Record, Note)>, ReadError> {
         let live = |inner: &Inner| match inner.state().bodies.get(&index) {
-            Some((ticket, place)) if *place == Some(found.location) => Some(*ticket),
+            Some((ticket, place)) if *place == Some(location) => Some(*ticket),
             _ => None,
         };
         let Some(ticket) = live(inner) else { return Ok(None) };
-        debug_assert!(found.location.body_bytes as usize <= BODY_BYTES_MAX);
-        match read(&*self.file, found.location, Some(index), true) {
+        debug_assert!(location.body_bytes as usize <= BODY_BYTES_MAX);
+        match read(&*self.file, location, Some(index), true) {
             Ok((_, body)) => {
-                let record = Record { kind: Kind::Body, at: found.at, head: Bytes::new(), body };
-                Ok(Some((record, Note::MovedBody(ticket, found.location))))
+                let at = header_at(&*self.file, location)?.at;
+                let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
+                Ok(Some((record, Note::MovedBody(ticket, location))))
             }
             // It was erased between looking and reading.
-            Err(ReadError::Damaged { .. }) if live(inner).is_none() => Ok(None),
+            Err(_) if live(inner).is_none() => Ok(None),
             // Whoever needs it finds out; the segment stays until the others have brought it.
-            Err(ReadError::Damaged { .. }) => {
-                inner.state().body_lost(index, found.location, found.body_crc);
+            Err(error) => {
+                let crc = header_at(&*self.file, location).ok().map(|header| header.body_crc);
+                tracing::error!(%error, "a body is damaged");
+                inner.state().body_lost(index, location, crc);
                 Ok(None)
             }
-            Err(error) => Err(error),
         }
     }
 
-    fn row(&self, inner: &Inner, found: &Found) -> Result<Option<(Record, Note)>, ReadError> {
-        let Some(key) = found.head.first_chunk().map(|key| u128::from_le_bytes(*key)) else {
-            return Ok(None);
-        };
-        let live = inner.state().rows.get(&key).is_some_and(|place| place.location == found.location);
-        if !live {
+    fn row(&self, inner: &Inner, key: u128, location: Location) -> Result<Option<(Record, Note)>, ReadError> {
+        let live =
+            |inner: &Inner| inner.state().rows.get(&key).is_some_and(|place| place.location == location);
+        if !live(inner) {
             return Ok(None);
         }
-        let (head, _) = read(&*self.file, found.location, None, false)?;
-        let record = Record { kind: Kind::Row, at: found.at, head, body: Bytes::new() };
-        Ok(Some((record, Note::MovedRow { key, from: found.location })))
+        match read(&*self.file, location, None, false) {
+            Ok((head, _)) => {
+                let at = header_at(&*self.file, location)?.at;
+                let record = Record { kind: Kind::Row, at, head, body: Bytes::new() };
+                Ok(Some((record, Note::MovedRow { key, from: location })))
+            }
+            Err(_) if !live(inner) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -413,7 +413,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
         }
     }
     for (index, Place { location, crc, .. }) in lost {
-        state.body_lost(index, location, crc);
+        state.body_lost(index, location, Some(crc));
     }
     for (index, location) in dead {
         // Counted as live until it is overwritten, like any dying body.

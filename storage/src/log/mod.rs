@@ -31,6 +31,7 @@ use crate::error::{OpenError, StoreFailed};
 use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
 use crate::position::{LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{Kind, Record};
+use crate::scrub::{ScrubReport, Scrubber};
 use superblock::Superblock;
 use writer::{Note, Request, Writer};
 
@@ -61,6 +62,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Segments of which less than this is live are emptied: what is live is moved, percent. 0 moves nothing.
     pub move_below_percent: u64,
+    /// How fast sealed segments are read again in search of rot, octets a second. 0 reads nothing.
+    pub scrub_bytes_per_second: u64,
     /// Told of each body whose octets were overwritten and synced.
     pub on_erased: OnErased,
     /// Told once, with the reason, when a write or sync failed. The node must end.
@@ -86,6 +89,17 @@ pub struct Recovered {
     pub doubt: Option<LogPosition>,
     /// The log was salvaged and has no entry yet: bodies up to this index were kept.
     pub kept: Option<LogIndex>,
+}
+
+/// A body that is damaged here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostBody {
+    /// Index of the entry that brought it.
+    pub index: LogIndex,
+    /// Its length.
+    pub bytes: u32,
+    /// CRC-32 of what was written, if its header still tells.
+    pub crc: Option<u32>,
 }
 
 /// A checkpoint as it was found.
@@ -122,6 +136,7 @@ pub(crate) struct Inner {
     /// Set while there is no room for a spare segment, so that this is said once.
     lacks_spare: AtomicBool,
     pub(crate) options: Options,
+    scrub: Mutex<ScrubReport>,
     stop: Mutex<bool>,
     pub(crate) wake: Condvar,
 }
@@ -133,6 +148,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Inner {
     pub(crate) fn state(&self) -> MutexGuard<'_, LogState> {
         lock(&self.state)
+    }
+
+    pub(crate) fn scrubbed(&self) -> MutexGuard<'_, ScrubReport> {
+        lock(&self.scrub)
     }
 
     fn superblock(&self) -> MutexGuard<'_, Superblock> {
@@ -219,6 +238,7 @@ impl Log {
             state: Mutex::new(opened.state),
             superblock: Mutex::new(opened.superblock),
             options,
+            scrub: Mutex::default(),
             stop: Mutex::new(false),
             wake: Condvar::new(),
         });
@@ -245,7 +265,9 @@ impl Log {
         let (reset, unreadable) = opened.salvage.unzip();
         let eraser = crate::erase::Eraser { inner: inner.clone(), requests: requests.clone() };
         let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots, unreadable)))?;
-        let log = Log { inner, requests: Some(requests), threads: vec![eraser, writer] };
+        let scrubber = Scrubber { inner: inner.clone(), requests: requests.clone() };
+        let scrubber = spawn("log-scrub", Box::new(move || scrubber.run()))?;
+        let log = Log { inner, requests: Some(requests), threads: vec![scrubber, eraser, writer] };
         if let Some(reset) = reset {
             // The first thing that is written brings the reset with it.
             let (tell, told) = std::sync::mpsc::channel();
@@ -417,11 +439,18 @@ impl Log {
         self.inner.state().dying.len()
     }
 
-    /// Bodies of which this node has other octets than were written, with their length and the CRC-32 of what was. Whoever has one
-    /// brings it with [`Log::mend_body`]; [`Log::erase`] ends the story of one that nobody needs.
-    pub fn lost(&self) -> Vec<(LogIndex, u32, u32)> {
+    /// Bodies of which this node has other octets than were written. Whoever has one brings it with [`Log::mend_body`];
+    /// [`Log::erase`] ends the story of one that nobody needs.
+    pub fn lost(&self) -> Vec<LostBody> {
         let state = self.inner.state();
-        state.lost.iter().map(|(index, (location, crc))| (*index, location.body_bytes, *crc)).collect()
+        let lost = state.lost.iter();
+        lost.map(|(index, (location, crc))| LostBody { index: *index, bytes: location.body_bytes, crc: *crc })
+            .collect()
+    }
+
+    /// How far the scrub has come.
+    pub fn scrubbed(&self) -> ScrubReport {
+        self.inner.scrubbed().clone()
     }
 
     /// Where a lost body stood, for people.

@@ -12,7 +12,7 @@ use super::{Entry, Log};
 use crate::disk::DiskFile;
 use crate::error::ReadError;
 use crate::position::{Location, LogIndex, LogPosition, Term};
-use crate::record::{self, HEADER_BYTES};
+use crate::record::{self, HEADER_BYTES, Header};
 
 enum Source {
     Memory(Bytes, Bytes),
@@ -107,15 +107,16 @@ impl Log {
                     drop(state);
                     return self.body(index).map(|body| (body.len() as u32, crc32fast::hash(&body)));
                 }
-                None => return Err(ReadError::Absent(index)),
+                // It was not erased: nobody may take it for that.
+                None => {
+                    return Err(match state.lost.get(&index) {
+                        Some((location, _)) => damaged(*location, "the body's CRC is wrong"),
+                        None => ReadError::Absent(index),
+                    });
+                }
             }
         };
-        let mut bytes = [0; HEADER_BYTES];
-        file.read_at(&mut bytes, location.offset as u64)
-            .map_err(|error| ReadError::Io { at: location, error })?;
-        let header = record::read_header(&bytes, location.segment, location.offset)
-            .map_err(|invalid| damaged(location, &invalid.to_string()))?;
-        Ok((header.body_bytes, header.body_crc))
+        header_at(&*file, location).map(|header| (header.body_bytes, header.body_crc))
     }
 
     /// Position and head of an entry, if the log has it.
@@ -251,6 +252,15 @@ pub(crate) fn row_crc(key: u128, row: &[u8]) -> u32 {
 
 fn damaged(at: Location, why: &str) -> ReadError {
     ReadError::Damaged { at, why: why.into() }
+}
+
+/// The header that stands at a place.
+pub(crate) fn header_at(file: &dyn DiskFile, location: Location) -> Result<Header, ReadError> {
+    let mut bytes = [0; HEADER_BYTES];
+    file.read_at(&mut bytes, location.offset as u64)
+        .map_err(|error| ReadError::Io { at: location, error })?;
+    record::read_header(&bytes, location.segment, location.offset)
+        .map_err(|invalid| damaged(location, &invalid.to_string()))
 }
 
 pub(crate) fn read(

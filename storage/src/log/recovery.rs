@@ -124,14 +124,20 @@ pub fn verdict(
 /// Walks the records of a segment's bytes. Behind a place that is no record it goes on with the next record whose place is known,
 /// or with the next batch: each begins on a block with a mark that is bound to its place.
 pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
+    scan_part(id, 0, bytes)
+}
+
+/// The same of a part of a segment that begins at `base`, where a batch begins.
+pub(crate) fn scan_part(id: SegmentId, base: u32, bytes: &[u8]) -> Scan {
+    let place = |at: usize| base + at as u32;
     let mut records: Vec<Found> = Vec::new();
     let mut at = 0usize;
     let mut holes = Vec::new();
     let last_written = bytes.iter().rposition(|b| *b != 0).map_or(0, |p| p + 1);
     // A block that a crash took may be the last that was written, so the whole of a bad record is looked at.
     let hole = |from: usize, to: usize, why| Hole {
-        from: from as u32,
-        to: to.min(bytes.len()) as u32,
+        from: place(from),
+        to: place(to.min(bytes.len())),
         zero_block: has_zero_block(bytes, from, to),
         by_crash: true,
         why,
@@ -143,7 +149,7 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
             at = block_end;
             continue;
         }
-        let found = match record::read_header(&bytes[at..], id, at as u32) {
+        let found = match record::read_header(&bytes[at..], id, place(at)) {
             Err(Invalid::Empty) if last_written <= at => break,
             Err(why) => Err((why, at + record::HEADER_BYTES)),
             Ok(header) => {
@@ -158,7 +164,7 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
         let (header, head, body) = match found {
             Ok(found) => found,
             Err((why, to)) => {
-                let Some(next) = next_batch(id, bytes, at + 1) else {
+                let Some(next) = next_batch(id, base, bytes, at + 1) else {
                     holes.push(hole(at, to.max(last_written), why));
                     break;
                 };
@@ -182,7 +188,7 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
             at: header.at,
             location: Location {
                 segment: id,
-                offset: at as u32,
+                offset: place(at),
                 head_bytes: header.head_bytes,
                 body_bytes: header.body_bytes,
             },
@@ -199,19 +205,19 @@ pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
         });
         at = end;
     }
-    let end = records.last().map_or(0, Found::end).next_multiple_of(BLOCK) as u32;
-    let last_batch =
-        (0..bytes.len()).step_by(BLOCK).rev().find(|o| begins_batch(id, bytes, *o)).unwrap_or(0) as u32;
+    let end = records.last().map_or(base as usize, Found::end).next_multiple_of(BLOCK) as u32;
+    let last_batch = (0..bytes.len()).step_by(BLOCK).rev().find(|o| begins_batch(id, base, bytes, *o));
+    let last_batch = place(last_batch.unwrap_or(0));
     Scan { records, end, holes, last_batch }
 }
 
-fn begins_batch(id: SegmentId, bytes: &[u8], offset: usize) -> bool {
-    matches!(record::read_header(&bytes[offset..], id, offset as u32), Ok(h) if h.kind == Kind::Mark)
+fn begins_batch(id: SegmentId, base: u32, bytes: &[u8], at: usize) -> bool {
+    matches!(record::read_header(&bytes[at..], id, base + at as u32), Ok(h) if h.kind == Kind::Mark)
 }
 
 /// Where the first batch at or behind an offset begins.
-fn next_batch(id: SegmentId, bytes: &[u8], from: usize) -> Option<usize> {
-    (from.next_multiple_of(BLOCK)..bytes.len()).step_by(BLOCK).find(|o| begins_batch(id, bytes, *o))
+fn next_batch(id: SegmentId, base: u32, bytes: &[u8], from: usize) -> Option<usize> {
+    (from.next_multiple_of(BLOCK)..bytes.len()).step_by(BLOCK).find(|o| begins_batch(id, base, bytes, *o))
 }
 
 fn has_zero_block(bytes: &[u8], from: usize, to: usize) -> bool {

@@ -124,6 +124,15 @@ impl Inner {
         Ok(())
     }
 
+    /// Writes both copies of the superblock again if one of them is not what was written; whether that was so.
+    pub(crate) fn mend_superblock(&self) -> std::io::Result<bool> {
+        let mut superblock = self.superblock();
+        match superblock.is_whole() {
+            true => Ok(false),
+            false => superblock.store().map(|()| true),
+        }
+    }
+
     /// A salvage is complete.
     pub(crate) fn salvaged(&self) -> std::io::Result<()> {
         let mut superblock = self.superblock();

@@ -126,7 +126,9 @@ pub(crate) struct LogState {
     pub(crate) dying: Vec<Dying>,
     /// Bodies whose octets are not what was written, with the CRC-32 of what was. Their records count as live until somebody
     /// has brought the body, or nobody needs it.
-    pub(crate) lost: BTreeMap<LogIndex, (Location, u32)>,
+    pub(crate) lost: BTreeMap<LogIndex, (Location, Option<u32>)>,
+    /// Sealed segments in which something was found that is no record: they are emptied.
+    pub(crate) damaged: BTreeSet<SegmentId>,
     /// This node may have acknowledged entries up to here that it does not have.
     pub(crate) doubt: Option<LogPosition>,
     /// The segment of the record that voids what stands before it: kept as long as anything does.
@@ -250,12 +252,41 @@ impl LogState {
     }
 
     /// A body is found to be other octets than were written.
-    pub(crate) fn body_lost(&mut self, index: LogIndex, location: Location, crc: u32) {
+    pub(crate) fn body_lost(&mut self, index: LogIndex, location: Location, crc: Option<u32>) {
         match self.bodies.remove(&index) {
             Some((_, Some(_))) => {} // counted already
             _ => self.add_live(location.segment, location.body_bytes),
         }
         self.lost.insert(index, (location, crc));
+    }
+
+    /// Whether a live body stands at this place and nowhere else on the disk.
+    pub(crate) fn stands_at(&self, index: LogIndex, location: Location) -> bool {
+        matches!(self.bodies.get(&index), Some((_, Some(place))) if *place == location)
+    }
+
+    /// Takes a body from memory, if it is still there, to be written to another place: what stands at the old one dies.
+    pub(crate) fn rescue(&mut self, index: LogIndex) -> Option<(LogPosition, Ticket, Bytes)> {
+        let slot = self.slot(index)?;
+        let (at, ticket) = (LogPosition { term: slot.term, index }, slot.ticket);
+        let body = slot.cached.as_ref().map(|(_, body)| body.clone()).filter(|body| !body.is_empty())?;
+        let (_, place) = self.bodies.get_mut(&index).filter(|(t, _)| *t == ticket)?;
+        if let Some(location) = place.take() {
+            self.dying.push(Dying { index, location, since: clock::now() });
+        }
+        Some((at, ticket, body))
+    }
+
+    /// Live bodies that stand in a segment.
+    pub(crate) fn bodies_in(&self, id: SegmentId) -> impl Iterator<Item = (LogIndex, Location)> {
+        let bodies = self.bodies.iter().filter_map(|(index, (_, place))| Some((*index, (*place)?)));
+        bodies.filter(move |(_, place)| place.segment == id)
+    }
+
+    /// Current rows that stand in a segment.
+    pub(crate) fn rows_in(&self, id: SegmentId) -> impl Iterator<Item = (u128, Location)> {
+        let rows = self.rows.iter().map(|(key, place)| (*key, place.location));
+        rows.filter(move |(_, place)| place.segment == id)
     }
 
     /// Ends a body's story. Its octets go to the erase plan as soon as their place is known.
@@ -403,7 +434,7 @@ impl LogState {
     }
 
     /// The segment that would give back most if what is live in it were moved, if that is worth it: less than `percent` of it is
-    /// live, and all of that can be moved.
+    /// live, and all of that can be moved. One that is damaged comes first.
     pub(crate) fn sparse_segment(&self, percent: u64, but: &BTreeSet<SegmentId>) -> Option<SegmentId> {
         let newest = self.segments.keys().rev().take(2).copied().collect::<Vec<_>>();
         let can_be_moved = |id: &SegmentId, s: &Segment| {
@@ -413,10 +444,12 @@ impl LogState {
                 && !but.contains(id)
                 && !self.pending.contains(id)
                 && !self.tables.contains(id)
-                && s.live_bytes * 100 < s.end as u64 * percent
+                && (s.live_bytes * 100 < s.end as u64 * percent || self.damaged.contains(id))
         };
         let sparse = self.segments.iter().filter(|(id, s)| can_be_moved(id, s));
-        sparse.min_by_key(|(_, s)| s.live_bytes * 1000 / (s.end as u64).max(1)).map(|(id, _)| *id)
+        sparse
+            .min_by_key(|(id, s)| (!self.damaged.contains(id), s.live_bytes * 1000 / (s.end as u64).max(1)))
+            .map(|(id, _)| *id)
     }
 
     /// Tombstones stand in another segment now.
@@ -449,6 +482,7 @@ impl LogState {
     /// Forgets a segment that holds nothing live, and what only its records made necessary.
     pub(crate) fn remove_segment(&mut self, id: SegmentId) -> Option<Segment> {
         let segment = self.segments.remove(&id)?;
+        self.damaged.remove(&id);
         for key in &segment.row_keys {
             if let Some(copies) = self.row_copies.get_mut(key) {
                 *copies -= 1;

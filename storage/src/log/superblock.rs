@@ -104,6 +104,15 @@ impl Superblock {
         }
     }
 
+    /// Whether both copies say what they should.
+    pub(crate) fn is_whole(&self) -> bool {
+        (0..2).all(|copy| {
+            let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
+            self.file.read_from_medium(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_ok()
+                && contents_of(&bytes).is_some_and(|contents| contents == self.contents)
+        })
+    }
+
     /// Writes the contents to the older copy and syncs it, then to the other: one copy that rots is never replaced by a stale one.
     pub(crate) fn store(&mut self) -> std::io::Result<()> {
         self.contents.sequence += 1;
@@ -133,12 +142,15 @@ fn parse(disk: &dyn Disk, bytes: &[u8]) -> Result<Option<Contents>, OpenError> {
         let what = format!("{}/{NAME}", disk.name());
         return Err(OpenError::NewerFormat { what, found: bytes[4], known: VERSION });
     }
+    Ok(contents_of(bytes))
+}
+
+/// What a copy says, if its length and CRC are right.
+fn contents_of(bytes: &[u8]) -> Option<Contents> {
     let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-    let Some(payload) = bytes.get(PREFIX_BYTES..PREFIX_BYTES + number(8) as usize) else {
-        return Ok(None);
-    };
-    if crc32fast::hash(payload) != number(12) {
-        return Ok(None);
+    let payload = bytes.get(PREFIX_BYTES..PREFIX_BYTES + number(8) as usize)?;
+    if bytes[..4] != MAGIC || crc32fast::hash(payload) != number(12) {
+        return None;
     }
-    Ok(codec::decode("superblock", payload).ok())
+    codec::decode("superblock", payload).ok()
 }

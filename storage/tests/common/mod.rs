@@ -1,0 +1,89 @@
+//! What the tests of a log share: opening one on a simulated disk, and waiting for what it completes.
+#![allow(dead_code, reason = "each test uses a part of it")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and waits for threads"
+)]
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use holdfast_storage::disk::Disk;
+use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::{
+    Bytes, Completion, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, StoreFailed, Term,
+};
+
+/// The smallest segment.
+pub(crate) const SEGMENT: u64 = 4 << 20;
+
+pub(crate) fn identity() -> Identity {
+    Identity { cluster: "test".into(), node: 1 }
+}
+
+/// Nothing is moved and nothing scrubbed, unless a test says so.
+pub(crate) fn options() -> Options {
+    Options {
+        segment_bytes: SEGMENT,
+        move_below_percent: 0,
+        scrub_bytes_per_second: 0,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    }
+}
+
+pub(crate) fn open_with(disk: &SimDisk, options: Options) -> Result<Log, OpenError> {
+    Log::open(Arc::new(disk.clone()), identity(), options).map(|(log, _)| log)
+}
+
+pub(crate) fn at(term: u64, index: u64) -> LogPosition {
+    LogPosition { term: Term(term), index: LogIndex(index) }
+}
+
+/// Octets that name their entry again and again.
+pub(crate) fn body(index: u64, bytes: usize) -> Bytes {
+    let stamp = format!("<the body of entry {index:06}>");
+    stamp.bytes().cycle().take(bytes).collect::<Vec<u8>>().into()
+}
+
+pub(crate) fn entry(at: LogPosition, body: Bytes) -> Entry {
+    Entry { at, head: Bytes::from_static(b"head"), body }
+}
+
+/// What comes of something that the log completes later.
+pub(crate) fn outcome(begin: impl FnOnce(Completion)) -> Result<(), StoreFailed> {
+    let (tell, told) = channel();
+    begin(Box::new(move |result| drop(tell.send(result))));
+    told.recv().unwrap_or(Err(StoreFailed("nobody was told".into())))
+}
+
+/// Waits until it is durable.
+pub(crate) fn wait(log: &Log, begin: impl FnOnce(Completion)) {
+    outcome(begin).unwrap();
+    log.check();
+}
+
+/// Waits until a condition holds.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until what is dying is overwritten and the idle mark is written.
+pub(crate) fn settle(log: &Log) {
+    until("the dead are overwritten", || log.erase_backlog() == 0);
+    std::thread::sleep(Duration::from_millis(120));
+}
+
+/// Files in which something stands.
+pub(crate) fn segments(disk: &SimDisk) -> Vec<String> {
+    let mut names: Vec<String> = disk.list().unwrap();
+    names.retain(|name| name.starts_with("segment-") && disk.contents(name).iter().any(|octet| *octet != 0));
+    names.sort();
+    names
+}
