@@ -14,7 +14,7 @@ use std::time::Duration;
 use holdfast_storage::disk::Disk;
 use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf};
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Config, RaftMetrics, SnapshotPolicy};
+use openraft::{Config, SnapshotPolicy};
 use tokio::net::TcpListener;
 
 use crate::clock;
@@ -31,7 +31,7 @@ use crate::peer::tls::PeerTls;
 use crate::placement::Member;
 use crate::repair;
 use crate::state_machine::{Started, StateMachine};
-use crate::types::{Raft, TypeConfig, position};
+use crate::types::Raft;
 
 /// What a node needs to know to take part.
 pub struct Settings {
@@ -154,7 +154,6 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     };
     let log = Arc::new(log);
     let pristine = recovered.pristine;
-    let old_copy = !pristine && repair::notice_old_copy(id, &peers, &log).await.map_err(StartError::State)?;
     let committed = log.committed();
     let rows = Arc::new(Rows::new(log.clone(), Some(index), index_reserve_bytes));
     let (state_machine, applied) =
@@ -182,16 +181,20 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             is_whole: AtomicBool::new(false),
             kept: recovered.kept.map(|kept| kept.0),
             about: OnceLock::new(),
-            abstain: AtomicBool::new(recovered.ambiguous_tail),
         }),
     };
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));
+    // Not before it answers the others: two such nodes would wait for each other.
+    if !pristine {
+        let noticed = repair::notice_loss(id, &peers, &cluster.inner.log, recovered.ambiguous_tail).await;
+        noticed.map_err(StartError::State)?;
+    }
     let form = match past(&cluster) {
         Past::Formed(_) => false,
         Past::Pristine | Past::Prepared => formation(&cluster).await?,
     };
     repair::mend_entries(&cluster, &peers).await.map_err(StartError::State)?;
-    let holds_back = recovered.kept.is_some() || old_copy || cluster.inner.log.doubt().is_some();
+    let holds_back = recovered.kept.is_some() || cluster.inner.log.doubt().is_some();
     let config = Config {
         cluster_name: local.cluster.clone(),
         election_timeout_min: election_ms.0,
@@ -242,27 +245,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    let (abstaining, last) = (cluster.clone(), cluster.inner.log.last());
     tokio::spawn(async move {
-        let wait = began + promise;
-        tokio::time::sleep_until(wait.into()).await;
-        if abstaining.inner.abstain.load(Ordering::Relaxed) {
-            tracing::warn!(
-                "the log's tail is ambiguous: no vote and no campaign before a later leader has committed"
-            );
-            let later = |metrics: &RaftMetrics<TypeConfig>| {
-                let committed = metrics.local_committed.as_ref().map(|id| position(id).term);
-                metrics.current_leader.is_some_and(|l| l != *raft.node_id())
-                    && committed > last.map(|at| at.term)
-            };
-            let mut metrics = raft.metrics();
-            while !later(&metrics.borrow_watched()) {
-                if metrics.changed().await.is_err() {
-                    return;
-                }
-            }
-            abstaining.inner.abstain.store(false, Ordering::Relaxed);
-        }
+        tokio::time::sleep_until((began + promise).into()).await;
         raft.runtime_config().elect(true);
     });
     Ok(cluster)

@@ -100,8 +100,6 @@ pub(crate) struct Inner {
     pub(crate) kept: Option<u64>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
-    /// The tail of the log may have held more than was found: no vote, no campaign until a later leader has committed.
-    pub(crate) abstain: AtomicBool,
 }
 
 impl Inner {

@@ -6,6 +6,7 @@
 //! | a body, while it runs | fetches it and goes on | one that has it |
 //! | anything else, not at the end | keeps its bodies, voids the rest, gets the state by snapshot | a quorum, itself included |
 //! | anything else, with the end | the same, but first hears all other nodes: its newest vote may be among what is lost | all others |
+//! | perhaps what it wrote last: the tail is ambiguous | keeps its log, first hears all other nodes | all others |
 //! | what a leader saw it acknowledge: an old copy was restored | keeps its log, first hears all other nodes | all others |
 //!
 //! Until its own log is as long as what it may have acknowledged it does not campaign and votes for no shorter log: so it votes
@@ -57,12 +58,23 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
     }
 }
 
+/// What it tells before it takes part: what is left of its log. So two nodes that forgot something do not wait for each other.
+pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
+    let log = &cluster.inner.log;
+    Seen {
+        vote: log.vote(),
+        committed: log.committed(),
+        last: log.last().max(log.doubt()),
+        ..Seen::default()
+    }
+}
+
 /// Asks all peers at once.
 async fn ask(peers: &BTreeMap<u64, Peer>) -> BTreeMap<u64, Seen> {
     let asks = peers.iter().map(|(id, peer)| async move {
         match peer.ask(Request::Seen, Vec::new(), ASK).await {
             Ok((Answer::Seen(seen), _)) => Some((*id, seen)),
-            _ => None, // also one that does not know itself what it had
+            _ => None, // also one that has nothing, since it was wiped
         }
     });
     futures_util::future::join_all(asks).await.into_iter().flatten().collect()
@@ -135,27 +147,34 @@ fn knows_better(
     acknowledged(answers) > last || answers.values().filter_map(voted).max() > vote.map(|vote| vote.term)
 }
 
-/// Whether a leader saw this node acknowledge more than it has: its files are an old copy. Then all others are heard, and what is
-/// lost is noted, durably, before this node takes part.
+/// Whether this node may have promised what its log does not tell: it was cut where it is ambiguous whether somebody was told of what
+/// stood there, or a leader saw this node acknowledge more than it has, so that its files are an old copy. Then all others are heard,
+/// and what may be lost is noted, durably, before this node takes part.
 ///
 /// # Errors
 /// If it cannot be noted.
-pub(crate) async fn notice_old_copy(
+pub(crate) async fn notice_loss(
     own: u64,
     peers: &BTreeMap<u64, Peer>,
     log: &Log,
-) -> Result<bool, String> {
+    ambiguous: bool,
+) -> Result<(), String> {
     let mut answers = ask(peers).await;
     // A doubt that was noted before is no news.
     let known = log.last().max(log.doubt());
-    if !knows_better(own, &answers, log.vote(), known) {
-        return Ok(false);
+    if !ambiguous && !knows_better(own, &answers, log.vote(), known) {
+        return Ok(());
     }
-    tracing::error!(
-        acknowledged = ?acknowledged(&answers),
-        found = ?log.last(),
-        "the log is shorter than what this node acknowledged: an old copy, or damage; hearing all other nodes"
-    );
+    match ambiguous {
+        true => tracing::warn!(
+            "the log's tail is ambiguous: hearing all other nodes, as this one may have promised more"
+        ),
+        false => tracing::error!(
+            acknowledged = ?acknowledged(&answers),
+            found = ?log.last(),
+            "the log is shorter than what this node acknowledged: an old copy, or damage; hearing all other nodes"
+        ),
+    }
     while answers.len() < peers.len() {
         tokio::time::sleep(AGAIN).await;
         answers = ask(peers).await;
@@ -164,7 +183,7 @@ pub(crate) async fn notice_old_copy(
     let (tell, told) = oneshot::channel();
     log.note(reset, Box::new(move |result| drop(tell.send(result))));
     told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-    Ok(true)
+    log.end_ambiguity().map_err(|e| format!("superblock: {e}"))
 }
 
 /// Waits until this node has what it may have acknowledged, and has applied what its leader knows to be committed.

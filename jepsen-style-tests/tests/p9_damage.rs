@@ -60,14 +60,17 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 
 /// The segment file that holds a waiting message, and where.
 fn place(dir: &Path, name: &str) -> (PathBuf, usize) {
-    let needle = canary(name);
+    place_of(dir, &canary(name))
+}
+
+fn place_of(dir: &Path, needle: &[u8]) -> (PathBuf, usize) {
     for path in segments(dir) {
         let octets = std::fs::read(&path).unwrap();
         if let Some(at) = octets.windows(needle.len()).position(|w| w == needle) {
             return (path, at);
         }
     }
-    panic!("{name} is nowhere in {}", dir.display());
+    panic!("{} is nowhere in {}", String::from_utf8_lossy(needle), dir.display());
 }
 
 fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
@@ -257,6 +260,12 @@ fn p9_an_old_copy_of_a_directory_costs_no_mail() {
         history.push(client.transact(&name, &["r"], &message(&name, 3000)));
     }
     assert!(history.iter().all(|s| s.outcome == Outcome::Ok));
+    wait_for("the copied node to have acknowledged them", Duration::from_secs(20), || {
+        let Some(status) = nodes.status() else { return false };
+        let node = |id: u64| status["nodes"].as_array().and_then(|all| all.iter().find(|n| n["id"] == id));
+        let last = node(leader).and_then(|n| n["last_index"].as_u64());
+        last.is_some() && node(victim).is_some_and(|n| n["matched_index"].as_u64() >= last)
+    });
     nodes.kill(victim);
     std::fs::remove_dir_all(nodes.data(victim)).unwrap();
     copy(&old, &nodes.data(victim));
@@ -324,6 +333,10 @@ fn p9_rot_is_found_and_mended_while_the_nodes_run() {
     let Waiting { mut nodes, customer, history } = waiting();
     let leader = nodes.wait_leader();
     let victim = leader % 3 + 1;
+    // It has nothing in memory then.
+    nodes.kill(victim);
+    nodes.start(victim);
+    wait_healthy(&nodes, "it to be back");
     let (path, at) = place(&nodes.data(victim), "waits03");
     let mut octet = [0];
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
@@ -342,6 +355,65 @@ fn p9_rot_is_found_and_mended_while_the_nodes_run() {
     // Its copy counts again: the others may go.
     nodes.kill(leader);
     nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
+/// The last batch before idleness is acknowledged by two nodes, then rots on one; that one starts with the laggard, who never had it.
+#[test]
+fn p9_who_lost_what_it_acknowledged_last_elects_no_laggard() {
+    let Waiting { mut nodes, customer, mut history } = waiting();
+    let leader = nodes.wait_leader();
+    let (laggard, forgetful) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    nodes.kill(laggard);
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    history.push(client.transact("last", &["r"], &message("last", 900)));
+    assert_eq!(history.last().unwrap().outcome, Outcome::Ok);
+    nodes.kill(leader);
+    nodes.kill(forgetful);
+    // From the last message on: also the marks that would say that it was synced.
+    let (path, at) = place_of(&nodes.data(forgetful), b"canary-last-line-000001");
+    edit(&path, |octets| {
+        let end = octets.iter().rposition(|octet| *octet != 0).unwrap();
+        octets[at..=end].fill(0x77);
+    });
+    nodes.start(forgetful);
+    nodes.start(laggard);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(nodes.leader(), None, "these two do not know what was acknowledged");
+    assert!(nodes.stderr(forgetful).contains("ambiguous") || nodes.stderr(forgetful).contains("damage"));
+    // A second start forgets nothing of it.
+    nodes.kill(forgetful);
+    nodes.start(forgetful);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(nodes.leader(), None, "nor after another start");
+    nodes.start(leader);
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
+/// All nodes lose power, and what each wrote last is neither whole nor visibly torn: they hear each other and go on.
+#[test]
+fn p9_tails_that_are_ambiguous_everywhere_end_no_service() {
+    let Waiting { mut nodes, customer, history } = waiting();
+    wait_healthy(&nodes, "all to have all");
+    std::thread::sleep(Duration::from_secs(1));
+    (1..=3).for_each(|id| nodes.kill(id));
+    for id in 1..=3 {
+        let all = segments(&nodes.data(id));
+        let newest = all.iter().max_by_key(|path| std::fs::read(path).unwrap()[32..40].to_vec()).unwrap();
+        edit(newest, |octets| {
+            // What looks like a batch whose write was cut short within a block.
+            let end = (octets.iter().rposition(|octet| *octet != 0).unwrap() + 1).next_multiple_of(4096);
+            octets[end..end + 700].fill(0x33);
+        });
+    }
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    assert!((1..=3).all(|id| nodes.stderr(id).contains("the log's tail is ambiguous")));
     nodes.route("test.example", customer.address());
     nodes.wait_drained(Duration::from_secs(60));
     judge(&history, &customer.taken()).assert_good();

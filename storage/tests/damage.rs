@@ -434,3 +434,46 @@ fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
     file.sync_data().unwrap();
     assert!(matches!(open(&disk), Err(OpenError::Lost(_))));
 }
+
+/// A tail that may have held more than is found is cut, and each open says so until somebody was asked what it was.
+#[test]
+fn p9_an_ambiguous_tail_is_not_forgotten_before_it_is_settled() {
+    let disk = SimDisk::new(21);
+    let log = open(&disk).unwrap();
+    for index in 0..3 {
+        let entry = Entry { at: at(index), head: Bytes::from_static(b"head"), body: body(index, 9000) };
+        wait(&log, |done| log.append(vec![entry], done));
+    }
+    settle(&log);
+    drop(log);
+    // The last batch but the idle mark: other octets, and no block of zeros.
+    let octets = disk.contents("segment-000000");
+    let end = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64 + 1;
+    let last = body(2, 40);
+    let from = octets.windows(last.len()).position(|w| w == last).unwrap() as u64;
+    overwrite(&disk, "segment-000000", &vec![0x77; (end - from) as usize], from);
+    let ambiguous = |disk: &SimDisk| {
+        let opened = Log::open(Arc::new(disk.clone()), identity(), options());
+        let (log, recovered) = opened.unwrap();
+        (log, recovered.ambiguous_tail)
+    };
+    for power_off in [None, Some(1), Some(2), Some(3), Some(4), Some(6), None, None] {
+        power_off.into_iter().for_each(|steps| disk.power_off_in(steps));
+        let opened = Log::open(Arc::new(disk.clone()), identity(), options());
+        if let Ok((log, recovered)) = opened {
+            assert!(recovered.ambiguous_tail, "{power_off:?}");
+            assert_eq!(log.last(), Some(at(1)));
+        }
+        if power_off.is_some() {
+            disk.crash();
+        }
+    }
+    let (log, is_ambiguous) = ambiguous(&disk);
+    assert!(is_ambiguous);
+    wait(&log, |done| log.note(Reset { last: Some(at(2)), ..Reset::default() }, done));
+    log.end_ambiguity().unwrap();
+    drop(log);
+    let (log, is_ambiguous) = ambiguous(&disk);
+    assert!(!is_ambiguous);
+    assert_eq!(log.doubt(), Some(at(2)));
+}

@@ -200,6 +200,9 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         _ => {}
     }
     let Some(raft) = cluster.inner.raft.get() else {
+        if request == Request::Seen && matches!(past(cluster), Past::Formed(_)) {
+            return plain(Answer::Seen(crate::repair::seen_before(cluster)));
+        }
         return failed(&"this node is not part of the cluster yet");
     };
     match request {
@@ -264,9 +267,6 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             Err(why) => failed(&why),
         },
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
-        Request::Seen if cluster.inner.abstain.load(Ordering::Relaxed) => {
-            failed(&"it does not know what it had")
-        }
         Request::Seen => plain(Answer::Seen(crate::repair::seen(cluster, raft, from))),
     }
 }
@@ -279,9 +279,6 @@ fn has_applied(cluster: &Cluster, index: holdfast_storage::LogIndex) -> bool {
 async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) -> (Answer, Bytes) {
     if clock::now() < cluster.inner.votes_from {
         return (Answer::Failed("just started: it has forgotten what it promised".into()), Bytes::new());
-    }
-    if cluster.inner.abstain.load(Ordering::Relaxed) {
-        return (Answer::Failed("it may have lost what it promised".into()), Bytes::new());
     }
     if let Some(doubt) = cluster.inner.log.doubt()
         && r.last < Some(doubt)

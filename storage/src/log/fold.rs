@@ -98,18 +98,24 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
 }
 
 pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> Result<Opened, OpenError> {
-    let superblock = match Superblock::load(disk)? {
+    let mut superblock = match Superblock::load(disk)? {
         Some(superblock) => superblock,
         None => create_directory(disk, identity, segment_bytes)?,
     };
     check_owner(disk, identity, &superblock.contents)?;
-    if let Some(reset) = superblock.contents.pending {
+    if let Some(reset) = superblock.contents.pending.filter(|reset| reset.void_but.is_some()) {
         return super::salvage::salvage(disk, identity, segment_bytes, &reset);
     }
     let mut state = LogState::default();
     let mut scanned = scan_all(disk, &superblock.contents, &mut state)?;
     note_strange_segments(disk, &superblock.contents, &mut scanned)?;
     scanned.check(disk)?;
+    if scanned.ambiguous && superblock.contents.pending.is_none() {
+        // Before the cut, which leaves nothing to see: a crash in between must not forget it.
+        superblock.contents.pending = Some(Reset::default());
+        superblock.store().map_err(io("writing the superblock"))?;
+    }
+    scanned.ambiguous |= superblock.contents.pending.is_some();
     if let Some((id, from)) = scanned.cut {
         let file = &state.segments[&id].file;
         let size = superblock.contents.segment_bytes;

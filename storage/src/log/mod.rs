@@ -83,7 +83,8 @@ pub struct Recovered {
     pub committed: Option<LogPosition>,
     /// The newest complete checkpoint.
     pub checkpoint: Option<RecoveredCheckpoint>,
-    /// True if the tail may have held more than was found, by no fault of a torn write.
+    /// True if the tail may have held more than was found, by no fault of a torn write. So at each open until
+    /// [`Log::end_ambiguity`].
     pub ambiguous_tail: bool,
     /// The node may have acknowledged entries up to here, whether it has them or not.
     pub doubt: Option<LogPosition>,
@@ -332,6 +333,14 @@ impl Log {
         });
         let record = Record::of(Kind::Reset, codec::encode(&reset));
         self.send(Request { records: vec![(record, Note::None)], done: Some(done) });
+    }
+
+    /// What an ambiguous tail may have held was asked for, and noted: the next open need not say so again.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn end_ambiguity(&self) -> std::io::Result<()> {
+        self.inner.end_pending()
     }
 
     /// Notes how far the cluster has committed. Written with the next batch; nobody waits for it.

@@ -133,11 +133,13 @@ impl Inner {
         }
     }
 
-    /// A salvage is complete.
-    pub(crate) fn salvaged(&self) -> std::io::Result<()> {
+    /// What the superblock said was still to be done is done.
+    pub(crate) fn end_pending(&self) -> std::io::Result<()> {
         let mut superblock = self.superblock();
-        superblock.contents.pending = None;
-        superblock.store()
+        match superblock.contents.pending.take() {
+            Some(_) => superblock.store(),
+            None => Ok(()),
+        }
     }
 
     /// Takes a segment that holds nothing live out of the superblock, durably, and out of memory.

@@ -35,7 +35,8 @@ pub(crate) struct Contents {
     /// The highest segment id ever used.
     pub(crate) newest: SegmentId,
     /// Set from the moment at which a salvage begins to change the directory until its reset stands in the log and what cannot be read
-    /// is overwritten: until then each open salvages again, with this.
+    /// is overwritten: until then each open salvages again, with this. One that voids nothing (`void_but` is none) was set before an
+    /// ambiguous tail was cut: until the others were heard each open says that there was one.
     pub(crate) pending: Option<Reset>,
 }
 
