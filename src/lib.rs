@@ -17,6 +17,7 @@ pub mod pki;
 pub mod queue;
 pub mod receive;
 pub mod reload;
+pub mod room;
 pub mod schedule;
 pub mod smtp;
 pub mod upgrade;

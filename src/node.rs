@@ -35,7 +35,7 @@ use crate::receive::session::Settings as SessionSettings;
 use crate::reload::Reload;
 use crate::schedule;
 use crate::smtp::address::Mailbox;
-use crate::upgrade;
+use crate::{room, upgrade};
 
 /// A node may take this long to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(25);
@@ -100,7 +100,7 @@ fn start_cluster(
         tls,
         disk: Arc::new(disk),
         index: Box::new(Directory(config.node.data_dir.join("index"))),
-        index_reserve_bytes: config.storage.reserve_bytes.0,
+        reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
             move_below_percent: holdfast_storage::limits::MOVE_BELOW_PERCENT,
@@ -147,6 +147,9 @@ async fn serve(
     tokio::spawn(delivery.clone().run());
     tell_about(&cluster, &delivery, &intake);
     tokio::spawn(upgrade::run(cluster.clone(), queue.clone()));
+    let reserve = config.storage.reserve_bytes.0;
+    let room = room::run(cluster.clone(), queue.clone(), delivery.clone(), reserve);
+    let room = tokio::spawn(room);
     let admin = Arc::new(Admin {
         cluster: cluster.clone(),
         queue: queue.clone(),
@@ -171,10 +174,11 @@ async fn serve(
     let file = file.to_path_buf();
     stop_signal(Reload { file, config, peer_tls, admin_tls, admin, log, doors, listeners }).await?;
     tracing::info!("stopping");
+    room.abort();
     let stop = async {
         draining.send_replace(true);
         delivery.drain(STOP / 2).await;
-        cluster.hand_over(STOP / 4).await;
+        cluster.hand_over(None, STOP / 4).await;
         // Whoever has sent a message hears what became of it.
         while limits.sessions() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use holdfast_storage::disk::Disk;
-use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf};
+use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf, SpaceReport};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, SnapshotPolicy};
 use tokio::net::TcpListener;
@@ -51,8 +51,8 @@ pub struct Settings {
     pub log: Options,
     /// Where the index stands.
     pub index: Box<dyn Shelf>,
-    /// While less than this is free on the disk there is no index.
-    pub index_reserve_bytes: u64,
+    /// While less than this is free on the disk there is no index; while less than half of it is, no bodies are taken from a leader.
+    pub reserve_bytes: u64,
     /// Shortest and longest election timeout, ms. The lease follows from the longest.
     pub election_ms: (u64, u64),
     /// Heartbeat interval, ms.
@@ -130,7 +130,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         disk,
         log,
         index,
-        index_reserve_bytes,
+        reserve_bytes,
         election_ms,
         heartbeat_ms,
         ..
@@ -155,7 +155,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let log = Arc::new(log);
     let pristine = recovered.pristine;
     let committed = log.committed();
-    let rows = Arc::new(Rows::new(log.clone(), Some(index), index_reserve_bytes));
+    let rows = Arc::new(Rows::new(log.clone(), Some(index), reserve_bytes));
     let (state_machine, applied) =
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
@@ -181,6 +181,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             is_whole: AtomicBool::new(false),
             kept: recovered.kept.map(|kept| kept.0),
             about: OnceLock::new(),
+            reserve_bytes,
         }),
     };
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));
@@ -305,6 +306,11 @@ const HOUSEKEEPING: Duration = Duration::from_millis(250);
 /// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
 const KEEP_ENTRIES: u64 = 2_000;
 
+/// Whether what is held is more than twice what is live, but for a few segments.
+fn is_wasteful(space: &SpaceReport) -> bool {
+    space.sealed_bytes > 2 * space.sealed_live_bytes + 2 * space.segment_bytes
+}
+
 /// Checkpoints the queue now and then, and raises the floor behind it. Ends when consensus has, with the reason.
 async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Duration) -> String {
     let raft = cluster.raft().clone();
@@ -331,8 +337,13 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
                 return format!("consensus has stopped: {fatal}");
             }
         }
+        let space = cluster.inner.log.space();
         let keep_from = match matched {
+            // Room to drain comes before a follower that is away: it gets a snapshot.
+            _ if space.free_bytes < 2 * cluster.inner.reserve_bytes => applied,
             Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
+            // Entries pin the segments in which their bodies were.
+            None if is_wasteful(&space) => applied,
             None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
         };
         let floor = snapshot.min(keep_from);

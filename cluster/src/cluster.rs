@@ -100,9 +100,18 @@ pub(crate) struct Inner {
     pub(crate) kept: Option<u64>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
+    /// Room that is kept for draining.
+    pub(crate) reserve_bytes: u64,
 }
 
 impl Inner {
+    /// Whether there is room to take what a leader sends. Bodies leave half of the reserve to what drains the queue, which leaves a
+    /// segment to what the node itself must write.
+    pub(crate) fn has_room_for(&self, body_bytes: u64) -> bool {
+        let keep = if body_bytes > 0 { self.reserve_bytes / 2 } else { 0 };
+        self.log.free_bytes() >= body_bytes + keep.max(self.log.segment_bytes())
+    }
+
     /// Whether the state still needs the body of an entry.
     pub(crate) fn is_needed(&self, index: LogIndex) -> bool {
         !self.machine.lock().unwrap_or_else(PoisonError::into_inner).owners(index, None).is_empty()
@@ -329,8 +338,9 @@ impl Cluster {
         Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched }
     }
 
-    /// Hands leadership to the follower whose log is freshest, if this node leads. Returns whether another node leads then.
-    pub async fn hand_over(&self, patience: Duration) -> bool {
+    /// Hands leadership to a follower, if this node leads: to the one that is wanted, or else to the one whose log is freshest.
+    /// Returns whether another node leads then.
+    pub async fn hand_over(&self, wanted: Option<u64>, patience: Duration) -> bool {
         let own = self.inner.id;
         if self.leading().is_none() {
             return true;
@@ -341,6 +351,7 @@ impl Cluster {
             let voters: BTreeSet<u64> = self.raft().voter_ids().collect();
             let fresh =
                 data.replication.iter().flatten().filter(|(id, _)| **id != own && voters.contains(id));
+            let fresh = fresh.filter(|(id, _)| wanted.is_none_or(|wanted| wanted == **id));
             fresh.max_by_key(|(_, at)| at.as_ref().map(|at| at.index())).map(|(id, _)| *id)
         };
         let Some(target) = target else { return false };

@@ -54,7 +54,12 @@ pub enum ProposeError {
     TooLarge,
     /// The machine refused it on the leader, before it was proposed.
     #[error("refused")]
-    Refused(Vec<u8>),
+    Refused {
+        /// What the machine says to that.
+        outcome: Vec<u8>,
+        /// Whether an earlier leader took it, so that it may come to pass all the same.
+        perhaps: bool,
+    },
 }
 
 /// One attempt at one leader.
@@ -103,7 +108,7 @@ impl Cluster {
             };
             match attempt {
                 Attempt::Done(proposed) => return Ok(proposed),
-                Attempt::Refused(outcome) => return Err(ProposeError::Refused(outcome)),
+                Attempt::Refused(outcome) => return Err(ProposeError::Refused { outcome, perhaps: taken }),
                 Attempt::NotTaken => {}
                 Attempt::Unknown => taken = true,
             }

@@ -8,7 +8,7 @@ use jepsen_style_tests::disk::SmallDisk;
 use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;
 use jepsen_style_tests::sender::{Client, message};
-use jepsen_style_tests::tools::wait_for;
+use jepsen_style_tests::tools::{files_contain, wait_for};
 
 fn no_room(nodes: &Nodes) -> bool {
     let status = nodes.status().unwrap_or_default();
@@ -83,6 +83,10 @@ fn p6_without_room_new_mail_is_refused_and_draining_goes_on() {
     let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
     let history = vec![client.transact("queued", &["r"], &message("queued", 1000))];
     assert_eq!(history[0].outcome, Outcome::Ok);
+    // Without room no node takes a body that it does not have yet.
+    wait_for("all nodes to have it", Duration::from_secs(20), || {
+        (1..=3).all(|id| files_contain(&nodes.data(id), b"canary-queued-line"))
+    });
     for id in 1..=3 {
         nodes.kill(id);
         let file = nodes.config(id);
@@ -103,4 +107,81 @@ fn p6_without_room_new_mail_is_refused_and_draining_goes_on() {
     customer.set_down(false);
     nodes.wait_drained(Duration::from_secs(30));
     judge(&history, &customer.taken()).assert_good();
+}
+
+fn node(nodes: &Nodes, id: u64, field: &str) -> Option<u64> {
+    let status = nodes.status()?;
+    status["nodes"].as_array()?.iter().find(|n| n["id"] == id)?[field].as_u64()
+}
+
+/// One small disk among large ones: while it is full its node neither ends nor leads, the others take mail, and what is settled
+/// meanwhile is settled on it as well, for which it needs no room.
+#[test]
+fn p6_one_full_disk_stops_nobody() {
+    let Some(disk) = SmallDisk::new(192) else { return };
+    let customer = Customer::start();
+    customer.set_down(true);
+    let small = 2;
+    let mut nodes = Nodes::prepare(|id, text| {
+        let text = text.replace("reserve_bytes = \"16MiB\"", "reserve_bytes = \"48MiB\"");
+        let own = disk.path().join("data");
+        match id == small {
+            true => text.replace("data_dir = \"data/node-2\"", &format!("data_dir = \"{}\"", own.display())),
+            false => text,
+        }
+    });
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    // The small one leads: whoever else does goes until it is its turn.
+    for _ in 0..20 {
+        let leader = nodes.wait_leader();
+        if leader == small {
+            break;
+        }
+        nodes.kill(leader);
+        nodes.wait_leader();
+        nodes.start(leader);
+    }
+    assert_eq!(nodes.wait_leader(), small);
+    let mut history = Vec::new();
+    let mut send = |nodes: &Nodes, name: String, bytes: usize| {
+        let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
+        history.push(client.transact(&name, &["r"], &message(&name, bytes)));
+        history.last().unwrap().outcome.clone()
+    };
+    for n in 0..40 {
+        assert_eq!(send(&nodes, format!("before{n:02}"), 50_000), Outcome::Ok);
+    }
+    let filler = disk.fill();
+    wait_for("leadership to move", Duration::from_secs(30), || {
+        nodes.leader().is_some_and(|leader| leader != small)
+    });
+    nodes.wait_accepting();
+    for n in 0..300 {
+        assert_eq!(send(&nodes, format!("while{n:03}"), 200_000), Outcome::Ok, "message {n}");
+    }
+    assert!(nodes.is_running(small), "it goes on: {}", nodes.stderr(small));
+    assert!(
+        node(&nodes, small, "last_index") < node(&nodes, nodes.wait_leader(), "last_index"),
+        "there is no room on it for what came since"
+    );
+    let mut at_it = Client::connect(small, &nodes.smtp(small)).unwrap();
+    assert_eq!(at_it.transact("refused", &["r"], &message("refused", 900)).outcome, Outcome::Fail(452));
+    // What is settled needs no room: it comes as entries without bodies.
+    customer.set_down(false);
+    nodes.wait_drained(Duration::from_secs(60));
+    wait_for("the full one to catch up", Duration::from_secs(40), || {
+        node(&nodes, small, "last_index").is_some()
+            && node(&nodes, small, "last_index") >= node(&nodes, 1, "last_index")
+            && node(&nodes, small, "live_body_bytes") == Some(0)
+    });
+    assert!(nodes.is_running(small));
+    judge(&history, &customer.taken()).assert_good();
+    std::fs::remove_file(filler).unwrap();
+    wait_for("it to take mail again", Duration::from_secs(20), || {
+        let mut client = Client::connect(small, &nodes.smtp(small)).unwrap();
+        client.transact("again", &["r"], &message("again", 900)).outcome == Outcome::Ok
+    });
+    drop(nodes);
 }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, ProposeError};
+use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, NodeReport, ProposeError};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -265,6 +265,7 @@ impl Admin {
         let deadline = clock::after(Duration::from_secs(15));
         match self.cluster.propose(command.encode().into(), Bytes::new(), Fence::Any, false, deadline).await {
             Ok(proposed) => Ok(Answer::decode(&proposed.outcome)),
+            Err(ProposeError::Refused { outcome, .. }) => Ok(Answer::decode(&outcome)),
             Err(e) => Err(not_done(&e)),
         }
     }
@@ -448,15 +449,21 @@ impl Admin {
         // A node that does not lead knows what waits, but not which of it is held: that takes a look at all of it.
         let held = self.delivery.held();
         let deferred = totals.deferred - held.map_or(0, |(_, tried)| tried).min(totals.deferred);
+        let about = |node: &Option<NodeReport>| {
+            node.as_ref().and_then(|node| serde_json::from_slice::<About>(&node.about).ok())
+        };
         let why_not = self.intake.not_accepting().map(|(why, _)| why);
         let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
+        // What is proposed goes to the leader, who may refuse it.
+        let leader = report.leader.and_then(|leader| report.nodes.get(&leader));
+        let why_not = why_not.or_else(|| about(&leader?.1)?.why_not);
         let nodes: Vec<Value> = report
             .nodes
             .iter()
             .map(|(id, (member, node))| {
                 let behind = node.as_ref().is_some_and(|n| n.leader.is_none());
                 let healthy = node.is_some() && !behind;
-                let about = node.as_ref().and_then(|n| serde_json::from_slice::<About>(&n.about).ok());
+                let about = about(node);
                 let own_why_not = match node {
                     None => Some("unreachable".into()),
                     Some(_) if report.leader.is_none() => Some("no leader".into()),

@@ -164,6 +164,11 @@ impl Delivery {
         }
     }
 
+    /// Ends a [`Delivery::drain`]: if this node still leads, or leads again, it delivers.
+    pub fn resume(&self) {
+        self.draining.store(false, Ordering::SeqCst);
+    }
+
     /// Tries these messages now, if this node leads.
     pub fn retry_now(&self, ids: Vec<MessageId>) {
         self.retry.send_modify(|wanted| wanted.extend(ids));

@@ -68,6 +68,8 @@ pub struct Queue {
     /// Leader only, not replicated: messages of which a transaction was opened, and those that are being withdrawn.
     opened: BTreeSet<MessageId>,
     withdrawing: BTreeSet<MessageId>,
+    /// Leader only, not replicated: set while new mail could not be placed for want of room.
+    no_room: bool,
     /// This node only: messages that left and whose octets are not yet overwritten, by their first body. Told to the log.
     erasing: BTreeMap<LogIndex, MessageId>,
 }
@@ -147,8 +149,19 @@ impl Queue {
         self.withdrawing.clear();
     }
 
+    /// Whether new mail is taken, as far as there is room for it on the disks of the cluster. Counts while this node leads.
+    pub fn set_takes_mail(&mut self, takes_mail: bool) {
+        self.no_room = !takes_mail;
+    }
+
+    /// See [`Queue::set_takes_mail`].
+    pub fn takes_mail(&self) -> bool {
+        !self.no_room
+    }
+
     /// Ends the journal: this node leads no more.
     pub fn end_journal(&mut self) {
+        self.no_room = false;
         self.journal = None;
         self.survey = None;
         self.opened.clear();
@@ -497,6 +510,12 @@ impl Machine for Queue {
             && level::of_change(change) > self.level()
         {
             return Err(Refusal { outcome: Answer::LevelTooLow.encode() });
+        }
+        if self.no_room
+            && let Ok(Command::Accept { id, .. } | Command::Piece { id, .. }) = &command
+            && self.known(*id).is_none()
+        {
+            return Err(Refusal { outcome: Answer::NoRoom.encode() });
         }
         if let Ok(Command::Withdraw { id }) = command {
             if self.opened.contains(&id) {

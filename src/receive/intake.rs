@@ -116,6 +116,10 @@ impl Intake {
             let reply = Reply::new(452, "4.3.1", "Error: no room, try again later");
             return Some(("no room: free disk space is below reserve_bytes".into(), reply));
         }
+        if !lock(&self.queue).takes_mail() {
+            let reply = Reply::new(452, "4.3.1", "Error: no room, try again later");
+            return Some(("no room: too few nodes have any to place a message on".into(), reply));
+        }
         if self.cluster.quorum_age().is_none_or(|age| age > QUORUM_LOST_AFTER) {
             let reply = Reply::new(451, "4.3.0", "Error: no quorum, try again later");
             return Some(("no quorum".into(), reply));
@@ -128,7 +132,11 @@ impl Intake {
             self.cluster.propose(command.encode().into(), body, Fence::Any, placed, deadline).await;
         match proposed {
             Ok(p) => Said::Answer(Answer::decode(&p.outcome), p.receipt),
-            Err(ProposeError::Refused(outcome)) => Said::Answer(Answer::decode(&outcome), None),
+            Err(ProposeError::Refused { outcome, perhaps }) => match Answer::decode(&outcome) {
+                // There is no room for it now; an earlier leader may have had it.
+                Some(Answer::NoRoom) if perhaps => Said::Unknown,
+                answer => Said::Answer(answer, None),
+            },
             Err(ProposeError::NotTaken | ProposeError::TooLarge) => Said::NotTaken,
             Err(ProposeError::OutcomeUnknown) => Said::Unknown,
         }

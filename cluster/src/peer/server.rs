@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use holdfast_storage::codec::{decode, encode};
-use holdfast_storage::{LogPosition, ReadError};
+use holdfast_storage::{Log, LogPosition, ReadError};
+use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, VoteRequest};
@@ -109,14 +110,32 @@ fn parse_append(frame: Frame) -> Result<AppendEntriesRequest<crate::types::TypeC
     })
 }
 
+/// Octets of bodies in an append that this node does not have yet: a new leader sends again what it does not know to be here.
+fn body_bytes(log: &Log, request: &AppendEntriesRequest<crate::types::TypeConfig>) -> u64 {
+    let bodies = request.entries.iter().map(|entry| match &entry.payload {
+        EntryPayload::Normal(proposal) => {
+            let at = position(&entry.log_id);
+            if log.term_of(at.index) == Some(at.term) { 0 } else { proposal.body.len() as u64 }
+        }
+        _ => 0,
+    });
+    bodies.sum()
+}
+
 /// Feeds a stream of appends to Raft and answers each when it is durable here.
 async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result<(), String> {
     let raft = cluster.inner.raft.get().cloned().ok_or("this node is not part of the cluster yet")?;
     let (feed, fed) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
+    let room = cluster.inner.clone();
     let read = async move {
         let mut reader = reader;
         loop {
             let request = parse_append(reader.next().await?)?;
+            // An append that fails ends the node, so one for which there is no room is refused before Raft sees it. Heartbeats have a
+            // stream of their own.
+            if !request.entries.is_empty() && !room.has_room_for(body_bytes(&room.log, &request)) {
+                return Err("no room for these entries".into());
+            }
             if feed.send(request).await.is_err() {
                 return Ok(()); // Raft ended the stream
             }
@@ -363,6 +382,9 @@ async fn install(
         }
         match peer.ask(Request::Body(*index), Vec::new(), REQUEST).await {
             Ok((Answer::Body, body)) => {
+                if !cluster.inner.has_room_for(body.len() as u64) {
+                    return Err("no room for the bodies of the snapshot".into());
+                }
                 let (tell, told) = tokio::sync::oneshot::channel();
                 let at = LogPosition { term, index: *index };
                 let body = Bytes::copy_from_slice(&body);

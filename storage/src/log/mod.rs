@@ -503,6 +503,16 @@ impl Log {
         self.inner.state().bodies.contains_key(&index)
     }
 
+    /// Size of a segment.
+    pub fn segment_bytes(&self) -> u64 {
+        self.inner.segment_bytes
+    }
+
+    /// Free octets on the file system, spare segments included.
+    pub fn free_bytes(&self) -> u64 {
+        self.inner.free_bytes()
+    }
+
     /// Free room, what is held and what of it is live.
     pub fn space(&self) -> SpaceReport {
         self.inner.space()

@@ -151,14 +151,19 @@ impl Inner {
         Ok(self.state().remove_segment(id).map(|segment| (segment.slot, segment.file)))
     }
 
-    pub(super) fn space(&self) -> SpaceReport {
+    pub(super) fn free_bytes(&self) -> u64 {
         let spare = lock(&self.pool).len() as u64 * self.segment_bytes;
+        self.disk.free_bytes().unwrap_or(0) + spare
+    }
+
+    pub(super) fn space(&self) -> SpaceReport {
+        let free_bytes = self.free_bytes();
         let state = self.state();
         let sealed = state.segments.values().rev().skip(1);
         SpaceReport {
             sealed_bytes: sealed.clone().count() as u64 * self.segment_bytes,
             sealed_live_bytes: sealed.map(|s| s.live_bytes).sum(),
-            free_bytes: self.disk.free_bytes().unwrap_or(0) + spare,
+            free_bytes,
             held_bytes: state.segments.len() as u64 * self.segment_bytes,
             live_body_bytes: state.segments.values().map(|s| s.live_body_bytes).sum(),
             segment_bytes: self.segment_bytes,
