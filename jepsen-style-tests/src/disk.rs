@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::tools::{find, wait_for};
 
 /// A mounted file system; it is unmounted with this value.
 pub struct SmallDisk {
@@ -33,6 +36,38 @@ impl SmallDisk {
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
         self.mount.path()
+    }
+
+    /// Cuts its power: what was not synced is gone, as far as the system has not written it by itself. Nobody may be using it: kill
+    /// its node first.
+    ///
+    /// The image is copied before anything can flush it, and the copy is mounted, which replays its journal.
+    ///
+    /// # Panics
+    /// If the copy cannot be made or mounted.
+    pub fn cut_power(&mut self) {
+        let copy = tempfile::NamedTempFile::new().expect("a temporary file");
+        let copied =
+            Command::new("cp").arg("--sparse=always").arg(self.image.path()).arg(copy.path()).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the image cannot be copied");
+        // Into the old image, which nobody looks at any more.
+        wait_for("nobody to use the disk", Duration::from_secs(10), || {
+            run(Command::new("umount").arg(self.mount.path()))
+        });
+        self.image = copy;
+        let mounted =
+            run(Command::new("mount").args(["-o", "loop"]).arg(self.image.path()).arg(self.mount.path()));
+        assert!(mounted, "the disk cannot be mounted after a power cut");
+    }
+
+    /// Whether `needle` stands anywhere on the medium, whatever the file system says.
+    ///
+    /// # Panics
+    /// If the medium cannot be read.
+    pub fn medium_contains(&self, needle: &[u8]) -> bool {
+        assert!(run(Command::new("sync").arg("-f").arg(self.mount.path())), "it cannot be synced");
+        let octets = std::fs::read(self.image.path()).expect("the image is ours");
+        find(&octets, needle)
     }
 
     /// Takes all the room that is left, to the last block. Returns the file that takes it.

@@ -28,7 +28,8 @@ pub fn files_contain(dir: &Path, needle: &[u8]) -> bool {
     })
 }
 
-fn find(hay: &[u8], needle: &[u8]) -> bool {
+/// Whether `needle` stands in `hay`.
+pub(crate) fn find(hay: &[u8], needle: &[u8]) -> bool {
     let Some(first) = needle.first() else { return true };
     let mut at = 0;
     while let Some(next) = hay[at..].iter().position(|b| b == first) {

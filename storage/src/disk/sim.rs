@@ -31,6 +31,10 @@ struct State {
     /// Operations until the next one of them fails, by kind.
     fail_sync_in: Option<u64>,
     fail_write_in: Option<u64>,
+    /// Until the next operation of any kind that changes something fails, once.
+    fail_in: Option<u64>,
+    /// Operations that change something, so far.
+    steps: u64,
     /// After this many more writes or syncs the power is off: everything fails and nothing more is kept.
     power_off_in: Option<u64>,
     capacity_bytes: u64,
@@ -59,7 +63,18 @@ impl State {
             }
             *left -= 1;
         }
-        Ok(())
+        self.steps += 1;
+        match &mut self.fail_in {
+            Some(0) => {
+                self.fail_in = None;
+                Err(io::Error::other("Input/output error"))
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -115,6 +130,7 @@ impl SimDisk {
         s.power_off_in = None;
         s.fail_sync_in = None;
         s.fail_write_in = None;
+        s.fail_in = None;
     }
 
     /// The `n`th sync from now fails, and the blocks it covered count as clean although they are not on disk.
@@ -125,6 +141,16 @@ impl SimDisk {
     /// The `n`th write from now fails with ENOSPC, half done.
     pub fn fail_write_in(&self, n: u64) {
         self.state().fail_write_in = Some(n);
+    }
+
+    /// After `n` more operations that change something one fails, without having done anything.
+    pub fn fail_in(&self, n: u64) {
+        self.state().fail_in = Some(n);
+    }
+
+    /// Operations that change something, so far.
+    pub fn steps(&self) -> u64 {
+        self.state().steps
     }
 
     /// After `n` more writes and syncs nothing works any more until [`SimDisk::crash`].

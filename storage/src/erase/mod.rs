@@ -92,7 +92,12 @@ impl Eraser {
 
     fn erase_round(&self) -> Result<(), String> {
         loop {
-            let (taken, ranges) = plan::round(&mut self.inner.state().dying, ERASE_ROUND_BYTES_MAX);
+            let (taken, ranges) = {
+                let mut state = self.inner.state();
+                let round = plan::round(&mut state.dying, ERASE_ROUND_BYTES_MAX);
+                state.being_erased = round.0.len();
+                round
+            };
             if taken.is_empty() {
                 return Ok(());
             }
@@ -108,6 +113,7 @@ impl Eraser {
                 taken.iter().map(|d| (d.index, now.saturating_duration_since(d.since))).collect();
             {
                 let mut state = self.inner.state();
+                state.being_erased = 0;
                 for dying in &taken {
                     state.body_erased(dying);
                 }

@@ -445,7 +445,8 @@ impl Log {
 
     /// Bodies that are dead and not yet overwritten.
     pub fn erase_backlog(&self) -> usize {
-        self.inner.state().dying.len()
+        let state = self.inner.state();
+        state.dying.len() + state.being_erased
     }
 
     /// Bodies of which this node has other octets than were written. Whoever has one brings it with [`Log::mend_body`];

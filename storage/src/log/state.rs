@@ -124,6 +124,8 @@ pub(crate) struct LogState {
     /// Numbers of checkpoints that a crash cut short.
     pub(crate) void: BTreeSet<u64>,
     pub(crate) dying: Vec<Dying>,
+    /// Bodies that were taken from there and are being overwritten.
+    pub(crate) being_erased: usize,
     /// Bodies whose octets are not what was written, with the CRC-32 of what was. Their records count as live until somebody
     /// has brought the body, or nobody needs it.
     pub(crate) lost: BTreeMap<LogIndex, (Location, Option<u32>)>,
