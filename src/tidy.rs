@@ -120,6 +120,25 @@ fn nothing_is_left_over() {
     }
 }
 
+/// A test that is named after a property is shown to fail when that is broken: `jepsen-style-tests/sabotage` breaks it and runs the test.
+#[test]
+fn tests_of_properties_guard_a_sabotage() {
+    let sabotage = std::fs::read_to_string(root().join("jepsen-style-tests/sabotage")).unwrap();
+    let mut guards = 0;
+    for (path, text) in sources() {
+        for name in text.lines().filter_map(|line| line.trim().strip_prefix("fn ")) {
+            let name = name.split('(').next().unwrap_or("");
+            let digits = name.strip_prefix('p').and_then(|rest| rest.split('_').next()).unwrap_or("");
+            if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+                continue;
+            }
+            guards += 1;
+            assert!(sabotage.contains(&format!("\"{name}\"")), "{}: no sabotage runs {name}", path.display());
+        }
+    }
+    assert!(guards > 90, "only {guards} tests are named after a property");
+}
+
 #[test]
 fn links_in_documents_lead_somewhere() {
     let mut found = Vec::new();

@@ -7,37 +7,22 @@
     reason = "a test may panic, and waits for threads"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use common::{SEGMENT, cases, identity, open_with, options};
 use holdfast_storage::codec::{Reset, Vote};
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{
-    Bytes, Damage, Entry, Identity, Log, LogIndex, LogPosition, LostBody, OpenError, Options, Term,
-};
+use holdfast_storage::{Bytes, Damage, Entry, Log, LogIndex, LogPosition, LostBody, OpenError, Term};
 use proptest::prelude::*;
 
-const SEGMENT: u64 = 4 << 20;
-
-fn identity() -> Identity {
-    Identity { cluster: "test".into(), node: 1 }
-}
-
-fn options() -> Options {
-    Options {
-        segment_bytes: SEGMENT,
-        move_below_percent: 0,
-        scrub_bytes_per_second: 0,
-        on_erased: Arc::new(|_| {}),
-        on_failure: Arc::new(|_| {}),
-    }
-}
-
 fn open(disk: &SimDisk) -> Result<Log, OpenError> {
-    Log::open(Arc::new(disk.clone()), identity(), options()).map(|(log, _)| log)
+    open_with(disk, options())
 }
 
 fn at(index: u64) -> LogPosition {
@@ -227,7 +212,7 @@ fn salvaged(disk: &SimDisk, written: &Written, damage: &Damage) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(8), ..ProptestConfig::default() })]
 
     #[test]
     fn p9_what_is_left_of_a_log_is_what_was_written(

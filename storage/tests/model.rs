@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -98,13 +100,7 @@ struct Run {
 }
 
 fn open(disk: &SimDisk) -> (Log, Recovered) {
-    let options = Options {
-        segment_bytes: 4 << 20,
-        move_below_percent: 60,
-        scrub_bytes_per_second: 0,
-        on_erased: Arc::new(|_| {}),
-        on_failure: Arc::new(|_| {}),
-    };
+    let options = Options { move_below_percent: 60, ..common::options() };
     let identity = Identity { cluster: "test".into(), node: 1 };
     Log::open(Arc::new(disk.clone()), identity, options).expect("the directory opens")
 }
@@ -334,7 +330,7 @@ fn brief(m: &Model) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: common::cases(64), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     /// P1 and P2 for one node: nothing whose completion ran is lost, nothing else is invented.
     #[test]
@@ -452,13 +448,7 @@ fn p9_rot_below_the_mark_is_refused_loudly() {
         let body = contents.windows(50).position(|window| window == [b'x'; 50]).unwrap();
         let offset = (body as i64 + from_body) as u64;
         disk.flip("segment-000000", offset, bit);
-        let options = Options {
-            segment_bytes: 4 << 20,
-            move_below_percent: 60,
-            scrub_bytes_per_second: 0,
-            on_erased: Arc::new(|_| {}),
-            on_failure: Arc::new(|_| {}),
-        };
+        let options = Options { move_below_percent: 60, ..common::options() };
         let identity = Identity { cluster: "test".into(), node: 1 };
         match Log::open(Arc::new(disk.clone()), identity, options) {
             Err(OpenError::Lost(_)) => assert!(!in_body, "offset {offset}"),
@@ -568,13 +558,7 @@ fn p9_segments_without_a_superblock_are_refused_untouched() {
     drop(log);
     holdfast_storage::disk::Disk::remove(&disk, "superblock").unwrap();
     let before = disk.contents("segment-000000");
-    let options = Options {
-        segment_bytes: 4 << 20,
-        move_below_percent: 60,
-        scrub_bytes_per_second: 0,
-        on_erased: Arc::new(|_| {}),
-        on_failure: Arc::new(|_| {}),
-    };
+    let options = Options { move_below_percent: 60, ..common::options() };
     let identity = Identity { cluster: "test".into(), node: 1 };
     assert!(Log::open(Arc::new(disk.clone()), identity, options).is_err());
     assert_eq!(disk.contents("segment-000000"), before);

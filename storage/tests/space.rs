@@ -6,28 +6,18 @@
     reason = "a test may panic, and waits for threads"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use common::{SEGMENT, open_with, options};
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{
-    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, Term,
-};
-
-const SEGMENT: u64 = 4 << 20;
+use holdfast_storage::{Bytes, Checkpoint, Entry, Log, LogIndex, LogPosition, OpenError, Options, Term};
 
 fn open(disk: &SimDisk) -> Result<Log, OpenError> {
-    let options = Options {
-        segment_bytes: SEGMENT,
-        move_below_percent: 60,
-        scrub_bytes_per_second: 0,
-        on_erased: Arc::new(|_| {}),
-        on_failure: Arc::new(|_| {}),
-    };
-    let identity = Identity { cluster: "test".into(), node: 1 };
-    Log::open(Arc::new(disk.clone()), identity, options).map(|(log, _)| log)
+    open_with(disk, Options { move_below_percent: 60, ..options() })
 }
 
 fn at(index: u64) -> LogPosition {

@@ -87,3 +87,8 @@ pub(crate) fn segments(disk: &SimDisk) -> Vec<String> {
     names.sort();
     names
 }
+
+/// How many cases of a property, unless the environment says otherwise.
+pub(crate) fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
