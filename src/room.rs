@@ -3,9 +3,10 @@
 //!
 //! | the leader | others | then |
 //! | --- | --- | --- |
-//! | has room | enough to place a message | mail is taken |
-//! | has room | too few | new mail gets 452; what is here is delivered and erased |
-//! | has less than its reserve | one with twice that | it hands leadership over once nothing is in a transaction |
+//! | has room | all that answer have room | mail is taken |
+//! | has room | some are short; those that answer and have room are enough to place a message | mail is taken |
+//! | has room | some are short; too few others answer | new mail gets 452; what is here is delivered and erased |
+//! | has less than its reserve | one with a quarter more than that, whose log is as long | it hands leadership over once nothing is in a transaction |
 //! | has less than its reserve | none | new mail gets 452 |
 //!
 //! A follower without room takes no bodies and goes on: settlements of what it has still reach it, since entries of settled messages
@@ -26,6 +27,8 @@ use crate::queue::Queue;
 const LOOK: Duration = Duration::from_secs(1);
 /// Leadership is handed over for want of room no more often than this.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(30);
+/// Entries by which the next leader may lag.
+const LAG_MAX: u64 = 1000;
 /// How long transactions may take to end before leadership is handed over.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,8 @@ struct Disk {
     placement: Placement,
     /// Free octets; `None` while it does not answer.
     free: Option<u64>,
+    /// Whether it follows, with nearly all that the leader has: one that lags cannot take over, and a transfer is not taken back.
+    can_lead: bool,
 }
 
 /// What to do about it.
@@ -48,13 +53,15 @@ struct Decision {
 
 fn decide(own: u64, disks: &BTreeMap<u64, Disk>, reserve: u64) -> Decision {
     let has = |disk: &Disk, bytes: u64| disk.free.is_some_and(|free| free >= bytes);
-    // One that does not answer is no question of room: without a quorum the reply is another one.
-    let roomy: Vec<&Disk> =
-        disks.values().filter(|disk| disk.free.is_none_or(|free| free >= reserve)).collect();
+    let is_short = |disk: &Disk| disk.free.is_some_and(|free| free < reserve);
+    let roomy: Vec<&Disk> = disks.values().filter(|disk| has(disk, reserve)).collect();
     let is_roomy = disks.get(&own).is_some_and(|disk| has(disk, reserve));
-    let takes_mail =
-        is_roomy && roomy.len() > disks.len() / 2 && is_placed(roomy.iter().map(|disk| &disk.placement));
-    let others = disks.iter().filter(|(id, disk)| **id != own && has(disk, reserve.saturating_mul(2)));
+    // Where nobody is short it is no question of room: without a quorum the reply is another one. A short one that is needed would
+    // refuse the bodies, and all that comes behind them in the log would wait.
+    let placeable = roomy.len() > disks.len() / 2 && is_placed(roomy.iter().map(|disk| &disk.placement));
+    let takes_mail = is_roomy && (placeable || !disks.values().any(is_short));
+    let enough = reserve.saturating_add(reserve / 4);
+    let others = disks.iter().filter(|(id, disk)| **id != own && disk.can_lead && has(disk, enough));
     let roomiest = others.max_by_key(|(_, disk)| disk.free).map(|(id, _)| *id);
     Decision { takes_mail, hand_over_to: roomiest.filter(|_| !is_roomy) }
 }
@@ -62,18 +69,29 @@ fn decide(own: u64, disks: &BTreeMap<u64, Disk>, reserve: u64) -> Decision {
 /// Looks for as long as the node runs.
 pub async fn run(cluster: Cluster, queue: Arc<Mutex<Queue>>, delivery: Arc<Delivery>, reserve: u64) {
     let mut handed_over = None;
+    let set_takes_mail = |takes_mail| {
+        queue.lock().unwrap_or_else(PoisonError::into_inner).set_takes_mail(takes_mail);
+    };
     loop {
         tokio::time::sleep(LOOK).await;
-        if cluster.leading().is_none() {
+        let Some(term) = cluster.leading() else {
+            set_takes_mail(true); // that is the leader's to say
+            continue;
+        };
+        let report = cluster.report().await;
+        if cluster.leading() != Some(term) {
             continue;
         }
-        let members = cluster.report().await.nodes;
-        let disk = |(member, report): (holdfast_cluster::Member, Option<holdfast_cluster::NodeReport>)| {
-            Disk { placement: member.placement, free: report.map(|report| report.disk_free_bytes) }
-        };
-        let disks = members.into_iter().map(|(id, about)| (id, disk(about))).collect();
-        let Decision { takes_mail, hand_over_to } = decide(cluster.id(), &disks, reserve);
-        queue.lock().unwrap_or_else(PoisonError::into_inner).set_takes_mail(takes_mail);
+        let last = report.matched.values().max().copied().unwrap_or(0);
+        let disks = report.nodes.into_iter().map(|(id, (member, node))| {
+            let matched = report.matched.get(&id).copied().unwrap_or(0);
+            let follows = node.as_ref().is_some_and(|node| node.role == "follower");
+            let can_lead = follows && matched + LAG_MAX >= last;
+            let free = node.map(|node| node.disk_free_bytes);
+            (id, Disk { placement: member.placement, free, can_lead })
+        });
+        let Decision { takes_mail, hand_over_to } = decide(cluster.id(), &disks.collect(), reserve);
+        set_takes_mail(takes_mail);
         let now = clock::now();
         let Some(to) = hand_over_to.filter(|_| handed_over.is_none_or(|at| now >= at + HAND_OVER_EVERY))
         else {
@@ -81,8 +99,8 @@ pub async fn run(cluster: Cluster, queue: Arc<Mutex<Queue>>, delivery: Arc<Deliv
         };
         handed_over = Some(now);
         tracing::warn!(to, "too little room here: handing leadership over");
-        delivery.drain(DRAIN).await;
-        if !cluster.hand_over(Some(to), DRAIN).await {
+        // A transaction that does not end would be begun again by the next leader: then rather later.
+        if !delivery.drain(DRAIN).await || !cluster.hand_over(Some(to), DRAIN).await {
             tracing::warn!(to, "leadership was not handed over");
         }
         delivery.resume();
@@ -96,7 +114,7 @@ mod tests {
     fn disks(free: [Option<u64>; 3]) -> BTreeMap<u64, Disk> {
         let label =
             |n: u64| Placement { datacenter: "dc".into(), power: format!("p{n}"), network: format!("n{n}") };
-        (1..).zip(free).map(|(id, free)| (id, Disk { placement: label(id), free })).collect()
+        (1..).zip(free).map(|(id, free)| (id, Disk { placement: label(id), free, can_lead: true })).collect()
     }
 
     #[test]
@@ -106,15 +124,25 @@ mod tests {
             ([Some(500), Some(10), Some(500)], true, None),
             ([Some(500), None, Some(500)], true, None),
             ([Some(500), Some(10), Some(10)], false, None),
-            ([Some(500), None, Some(10)], true, None),
+            ([Some(500), None, Some(10)], false, None),
+            ([Some(500), None, Some(500)], true, None),
             ([Some(500), None, None], true, None),
             ([Some(10), Some(500), Some(700)], false, Some(3)),
-            ([Some(10), Some(150), None], false, None),
+            ([Some(10), Some(120), None], false, None),
+            ([Some(10), Some(125), None], false, Some(2)),
             ([Some(10), Some(10), Some(10)], false, None),
         ] {
             let decision = decide(1, &disks(free), 100);
             assert_eq!(decision, Decision { takes_mail, hand_over_to }, "{free:?}");
         }
+    }
+
+    #[test]
+    fn who_lags_does_not_lead() {
+        let mut disks = disks([Some(10), Some(500), Some(700)]);
+        assert_eq!(decide(1, &disks, 100).hand_over_to, Some(3));
+        disks.get_mut(&3).unwrap().can_lead = false;
+        assert_eq!(decide(1, &disks, 100).hand_over_to, Some(2));
     }
 
     /// P2: room on nodes that share a power feed is no room.

@@ -105,11 +105,11 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Whether there is room to take what a leader sends. Bodies leave half of the reserve to what drains the queue, which leaves a
-    /// segment to what the node itself must write.
-    pub(crate) fn has_room_for(&self, body_bytes: u64) -> bool {
-        let keep = if body_bytes > 0 { self.reserve_bytes / 2 } else { 0 };
-        self.log.free_bytes() >= body_bytes + keep.max(self.log.segment_bytes())
+    /// Whether there is room to take what a leader sends: so many octets of bodies that bring more into the queue, and of others, such as
+    /// notices. The first leave half of the reserve to what drains the queue, which leaves a segment to what the node itself must write.
+    pub(crate) fn has_room_for(&self, more: u64, draining: u64) -> bool {
+        let keep = if more > 0 { self.reserve_bytes / 2 } else { 0 };
+        self.log.free_bytes() >= more + draining + keep.max(self.log.segment_bytes())
     }
 
     /// Whether the state still needs the body of an entry.

@@ -19,6 +19,10 @@ struct Counter {
 }
 
 impl Machine for Counter {
+    fn is_draining(&self, _command: &[u8]) -> bool {
+        false
+    }
+
     fn attach(&mut self, _rows: Arc<dyn crate::machine::Rows>) {}
 
     fn apply(&mut self, _at: LogPosition, _command: &[u8], _body_bytes: u32) -> Result<Applied, ApplyError> {

@@ -109,6 +109,9 @@ pub struct Refusal {
 
 /// The replicated state machine. Everything here runs with the machine locked, and must not block.
 pub trait Machine: Send + 'static {
+    /// Whether a command ends what is here rather than bringing more: it is taken to the last of the room, with its body.
+    fn is_draining(&self, command: &[u8]) -> bool;
+
     /// Called once, before anything else: where the rows of the newest complete checkpoint are read.
     fn attach(&mut self, rows: Arc<dyn Rows>);
 

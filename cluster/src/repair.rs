@@ -312,6 +312,9 @@ async fn mend_one(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody
             return Ok(());
         }
     }
+    if is_settled(cluster, index) {
+        cluster.inner.log.erase(index);
+    }
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub enum Request {
         /// Own lifetime.
         lifetime_ms: Option<u64>,
         /// SHA-256 of pinned keys, in hexadecimal.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pins: Vec<String>,
     },
     /// Lists routes.

@@ -19,12 +19,14 @@ use crate::deliver::route::{hex, is_held, lifetime_ms, pending_under, target};
 use crate::live::Live;
 use crate::queue::command::{Answer, Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
-use crate::queue::{Message, MessageId, Queue};
+use crate::queue::{Message, MessageId, Queue, level};
 use crate::receive::intake::Intake;
 use crate::smtp::address::is_domain;
 
 /// Operators' connections at the same time; who comes beyond waits.
 const CONNECTIONS_MAX: usize = 32;
+/// Pinned keys of one route: the one in use, the next one, and for several hosts.
+const PINS_MAX: usize = 16;
 /// Messages of one page of a walk.
 const LIST_STEP: usize = 500;
 /// How long `route remove --bounce` waits for results of what is under way.
@@ -212,6 +214,9 @@ impl Admin {
                     TlsPolicy::parse(&tls).ok_or_else(|| failed(&format!("`{tls}` is no TLS policy")))?;
                 let pins: Result<Vec<_>, _> = pins.iter().map(|pin| pinned_key(pin)).collect();
                 let pins = pins.map_err(|why| failed(&why))?;
+                if pins.len() > PINS_MAX {
+                    return Err(failed(&format!("{} pinned keys: at most {PINS_MAX}", pins.len())));
+                }
                 if !pins.is_empty() && (tls != TlsPolicy::Verify || to.is_empty()) {
                     return Err(failed("a pinned key needs --tls verify and --to"));
                 }
@@ -277,12 +282,19 @@ impl Admin {
         change: RouteChange,
         only_if: Option<LogIndex>,
     ) -> Result<bool, Failure> {
-        let command = Command::Route { domain: domain.into(), change, only_if };
-        match self.propose(command).await? {
-            Some(Answer::LevelTooLow) => Err(failed(
+        let too_low = || {
+            failed(
                 "pinned keys need a version that not every node of the cluster runs yet: upgrade the others first, and wait some \
                  seconds",
-            )),
+            )
+        };
+        // Not left to the leader: an older one would take what it cannot read, and stop.
+        if level::of_change(&change) > lock(&self.queue).level() {
+            return Err(too_low());
+        }
+        let command = Command::Route { domain: domain.into(), change, only_if };
+        match self.propose(command).await? {
+            Some(Answer::LevelTooLow) => Err(too_low()),
             answer => Ok(answer != Some(Answer::Changed)),
         }
     }

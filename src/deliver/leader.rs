@@ -155,13 +155,14 @@ impl Delivery {
         self.setup.set(setup);
     }
 
-    /// Begins nothing new, and waits until what is open has ended and is committed, or until `patience` is over.
-    pub async fn drain(&self, patience: Duration) {
+    /// Begins nothing new, and waits until what is open has ended and is committed, or until `patience` is over. Whether it has.
+    pub async fn drain(&self, patience: Duration) -> bool {
         self.draining.store(true, Ordering::SeqCst);
         let deadline = clock::after(patience);
         while (self.open.load(Ordering::SeqCst) > 0 || self.settler.count() > 0) && clock::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.open.load(Ordering::SeqCst) == 0 && self.settler.count() == 0
     }
 
     /// Ends a [`Delivery::drain`]: if this node still leads, or leads again, it delivers.

@@ -471,6 +471,10 @@ impl Machine for Queue {
         self.messages = Messages::with_rows(rows);
     }
 
+    fn is_draining(&self, command: &[u8]) -> bool {
+        !matches!(Command::decode(command), Ok(Command::Accept { .. } | Command::Piece { .. }))
+    }
+
     fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ApplyError> {
         let mut erase = Vec::new();
         let answer = match Command::decode(command) {

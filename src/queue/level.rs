@@ -88,7 +88,7 @@ impl<Context> Decode<Context> for RouteChange {
 bincode::impl_borrow_decode!(RouteChange);
 
 /// The level that a change needs.
-pub(super) fn of_change(change: &RouteChange) -> u8 {
+pub fn of_change(change: &RouteChange) -> u8 {
     match change {
         RouteChange::Set(route) if !route.pins.is_empty() => PINS,
         RouteChange::Set(_) | RouteChange::Hold | RouteChange::Remove => OLDEST,

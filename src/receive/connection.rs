@@ -350,6 +350,9 @@ async fn data(
             };
             let span = tracing::debug_span!("accept", %id);
             let verdict = shared.intake.accept(id, envelope, size, body, pieces).instrument(span).await;
+            if verdict == Verdict::NoRoom {
+                abandon(); // its pieces take room
+            }
             if let Verdict::Accepted(receipt) = &verdict {
                 let join = |label: fn(&holdfast_cluster::Member) -> &str| {
                     let mut labels: Vec<&str> = receipt.nodes().iter().map(|(_, m)| label(m)).collect();

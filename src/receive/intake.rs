@@ -183,6 +183,8 @@ impl Intake {
                     // It stands: proposed again, the queue knows it, and the answer comes when it is placed.
                     Said::Answer(Some(Answer::Stands), _) => {
                         match self.propose(&accept, body, true, deadline).await {
+                            // A leader that has not applied it yet has no room for it, and it stands.
+                            Said::Answer(Some(Answer::NoRoom), _) => Verdict::HangUp,
                             Said::Answer(answer, receipt) => verdict(answer, receipt),
                             Said::NotTaken | Said::Unknown => Verdict::HangUp,
                         }

@@ -23,9 +23,9 @@ use crate::error::ReadError;
 use crate::limits::{BLOCK_BYTES, SCRUB_WINDOW_BYTES};
 use crate::log::Inner;
 use crate::log::reader::read;
-use crate::log::recovery::{self, Found};
+use crate::log::recovery;
 use crate::log::writer::{Note, Request};
-use crate::position::SegmentId;
+use crate::position::{Location, LogIndex, SegmentId};
 use crate::record::{Kind, Record};
 
 /// Pause before another pass if there was nothing to read.
@@ -111,7 +111,7 @@ impl Scrubber {
             let next = match file.read_from_medium(window, base as u64) {
                 Ok(()) => self.window(id, &*file, base, window, end),
                 Err(e) => {
-                    self.hole(id, base, &e.to_string());
+                    self.hole(id, (base, base + bytes as u32), &e.to_string());
                     base + bytes as u32
                 }
             };
@@ -137,49 +137,57 @@ impl Scrubber {
         // The last batch may go on behind the window: it is read with the next one.
         let next = if to < end && scan.last_batch > base { scan.last_batch } else { to };
         for hole in scan.holes.iter().filter(|hole| hole.from < next) {
-            self.hole(id, hole.from, &hole.why.to_string());
+            self.hole(id, (hole.from, hole.to), &hole.why.to_string());
         }
         if next == end && scan.holes.is_empty() && scan.end < end {
-            self.hole(id, scan.end, "nothing stands here, and something was written");
+            self.hole(id, (scan.end, end), "nothing stands here, and something was written");
         }
         for found in scan.records.iter().filter(|f| f.location.offset < next && !f.body_intact) {
-            self.body(file, found);
+            self.body(file, found.at.index, found.location, Some(found.body_crc));
         }
         next.next_multiple_of(BLOCK_BYTES as u32).min(end.max(to))
     }
 
     /// A record whose body is not what was written: it matters if it is live, and nobody has erased it since it was read.
-    fn body(&self, file: &dyn DiskFile, found: &Found) {
-        let (index, location) = (found.at.index, found.location);
+    fn body(&self, file: &dyn DiskFile, index: LogIndex, location: Location, crc: Option<u32>) {
         let again = read(file, location, Some(index), true);
         if !matches!(again, Err(ReadError::Damaged { .. } | ReadError::Io { .. })) {
             return;
         }
-        let rescued = {
+        let cached = {
             let mut state = self.inner.state();
             if !state.stands_at(index, location) {
                 return;
             }
-            let rescued = state.rescue(index);
-            if rescued.is_none() {
-                state.body_lost(index, location, Some(found.body_crc));
+            let cached = state.cached_body(index);
+            if cached.is_none() {
+                state.body_lost(index, location, crc);
             }
-            rescued
+            cached
         };
-        self.note(location, "the body's CRC is wrong");
-        if let Some((at, ticket, body)) = rescued {
+        self.note(location, "the body is not what was written");
+        if let Some((at, ticket, body)) = cached {
             let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
+            let note = Note::MovedBody(ticket, location);
             // If the log has closed nobody reads it any more.
-            drop(self.requests.send(Request { records: vec![(record, Note::Body(ticket))], done: None }));
+            drop(self.requests.send(Request { records: vec![(record, note)], done: None }));
         }
     }
 
-    fn hole(&self, id: SegmentId, offset: u32, why: &str) {
-        let mut state = self.inner.state();
-        let is_news = state.segments.contains_key(&id) && state.damaged.insert(id);
-        drop(state);
+    /// Octets that are no record. Whatever is live among them is lost; the rest of the segment is moved out of it.
+    fn hole(&self, id: SegmentId, (from, to): (u32, u32), why: &str) {
+        let (is_news, file, bodies) = {
+            let mut state = self.inner.state();
+            let Some(file) = state.segments.get(&id).map(|segment| segment.file.clone()) else { return };
+            let is_news = state.damaged.insert(id);
+            let bodies = state.bodies_in(id).filter(|(_, place)| (from..to).contains(&place.offset));
+            (is_news, file, bodies.collect::<Vec<_>>())
+        };
         if is_news {
-            self.note(format!("segment {id} offset {offset}"), why);
+            self.note(format!("segment {id} offset {from}"), why);
+        }
+        for (index, location) in bodies {
+            self.body(&*file, index, location, None);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{at, body, entry, open_with, options, segments, settle, until, wait};
+use common::{at, body, entry, open_with, options, outcome, segments, settle, until, wait};
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::{Checkpoint, Log, LogIndex, Options, ReadError};
@@ -99,6 +99,29 @@ fn p9_a_body_that_is_in_memory_is_written_again() {
     assert_eq!((log.lost(), log.last()), (vec![], Some(at(1, 59))));
     assert!((0..60).all(|index| log.body(LogIndex(index)).unwrap() == body(index, BODY)));
     assert_eq!(log.entries(7..8, usize::MAX).unwrap()[0].body, body(7, BODY));
+}
+
+/// Until what somebody brought is durable the body is damaged: neither erased nor empty. Its entry is not replicated meanwhile.
+#[test]
+fn p9_a_body_that_is_being_mended_is_not_taken_for_erased() {
+    let disk = SimDisk::new(6);
+    let log = open(&disk);
+    for index in 0..60 {
+        wait(&log, |done| log.append(vec![entry(at(1, index), body(index, BODY))], done));
+    }
+    drop(log);
+    let log = open(&disk);
+    let (name, offset) = place(&disk, 17);
+    disk.flip(&name, offset + 500, 1);
+    until("the scrub has found it", || !log.lost().is_empty());
+    disk.power_off_in(0);
+    assert!(outcome(|done| log.mend_body(LogIndex(17), body(17, BODY), done)).is_err());
+    assert!(matches!(log.body(LogIndex(17)), Err(ReadError::Damaged { .. })));
+    assert!(matches!(log.digest(LogIndex(17)), Err(ReadError::Damaged { .. })));
+    assert!(log.entries(15..20, usize::MAX).is_err());
+    let intact = log.intact_entries(15..20, usize::MAX).unwrap();
+    assert_eq!(intact.iter().map(|entry| entry.at.index.0).collect::<Vec<_>>(), [15, 16]);
+    assert!(log.intact_entries(17..20, usize::MAX).unwrap().is_empty());
 }
 
 /// A segment with a damaged header gives all that is live in it to another, and is given back; what cannot be read in it is named.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use holdfast_storage::codec::{decode, encode};
-use holdfast_storage::{Log, LogPosition, ReadError};
+use holdfast_storage::{LogPosition, ReadError};
 use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
@@ -23,7 +23,7 @@ use super::client::{FrameReader, Local};
 use super::frame::{self, Answer, AppendAnswer, AppendHead, Frame, Hello, PROTOCOL, Past, Purpose, Request};
 use super::tls::is_node;
 use crate::clock;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Inner};
 use crate::codec::entry_from_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
@@ -110,16 +110,21 @@ fn parse_append(frame: Frame) -> Result<AppendEntriesRequest<crate::types::TypeC
     })
 }
 
-/// Octets of bodies in an append that this node does not have yet: a new leader sends again what it does not know to be here.
-fn body_bytes(log: &Log, request: &AppendEntriesRequest<crate::types::TypeConfig>) -> u64 {
-    let bodies = request.entries.iter().map(|entry| match &entry.payload {
-        EntryPayload::Normal(proposal) => {
-            let at = position(&entry.log_id);
-            if log.term_of(at.index) == Some(at.term) { 0 } else { proposal.body.len() as u64 }
+/// Whether there is room for what an append brings. What this node has already, which a new leader sends again, needs none.
+fn has_room(inner: &Inner, request: &AppendEntriesRequest<crate::types::TypeConfig>) -> bool {
+    let (mut more, mut draining) = (0, 0);
+    for entry in &request.entries {
+        let at = position(&entry.log_id);
+        let EntryPayload::Normal(proposal) = &entry.payload else { continue };
+        let bytes = proposal.body.len() as u64;
+        if bytes == 0 || inner.log.term_of(at.index) == Some(at.term) {
+            continue;
         }
-        _ => 0,
-    });
-    bodies.sum()
+        let machine = inner.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let into = if machine.is_draining(&proposal.command) { &mut draining } else { &mut more };
+        *into += bytes;
+    }
+    inner.has_room_for(more, draining)
 }
 
 /// Feeds a stream of appends to Raft and answers each when it is durable here.
@@ -133,7 +138,7 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
             let request = parse_append(reader.next().await?)?;
             // An append that fails ends the node, so one for which there is no room is refused before Raft sees it. Heartbeats have a
             // stream of their own.
-            if !request.entries.is_empty() && !room.has_room_for(body_bytes(&room.log, &request)) {
+            if !request.entries.is_empty() && !has_room(&room, &request) {
                 return Err("no room for these entries".into());
             }
             if feed.send(request).await.is_err() {
@@ -382,7 +387,7 @@ async fn install(
         }
         match peer.ask(Request::Body(*index), Vec::new(), REQUEST).await {
             Ok((Answer::Body, body)) => {
-                if !cluster.inner.has_room_for(body.len() as u64) {
+                if !cluster.inner.has_room_for(body.len() as u64, 0) {
                     return Err("no room for the bodies of the snapshot".into());
                 }
                 let (tell, told) = tokio::sync::oneshot::channel();

@@ -87,7 +87,7 @@ impl Eraser {
             overwrite(&*file, &[(*from, to - from)])
                 .map_err(|e| format!("overwriting what cannot be read in segment {id}: {e}"))?;
         }
-        self.inner.end_pending().map_err(|e| format!("superblock: {e}"))
+        self.inner.end_pending(|pending| pending.void_but.is_some()).map_err(|e| format!("superblock: {e}"))
     }
 
     fn erase_round(&self) -> Result<(), String> {

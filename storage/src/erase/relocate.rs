@@ -115,8 +115,11 @@ impl Relocation {
             // Whoever needs it finds out; the segment stays until the others have brought it.
             Err(error) => {
                 let crc = header_at(&*self.file, location).ok().map(|header| header.body_crc);
-                tracing::error!(%error, "a body is damaged");
-                inner.state().body_lost(index, location, crc);
+                let mut state = inner.state();
+                if state.stands_at(index, location) {
+                    tracing::error!(%error, "a body is damaged");
+                    state.body_lost(index, location, crc);
+                }
                 Ok(None)
             }
         }

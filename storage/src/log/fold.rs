@@ -109,6 +109,8 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
     let mut state = LogState::default();
     let mut scanned = scan_all(disk, &superblock.contents, &mut state)?;
     note_strange_segments(disk, &superblock.contents, &mut scanned)?;
+    // A tail that was cut where it was ambiguous looks whole.
+    scanned.damage.end_is_whole &= superblock.contents.pending.is_none();
     scanned.check(disk)?;
     if scanned.ambiguous && superblock.contents.pending.is_none() {
         // Before the cut, which leaves nothing to see: a crash in between must not forget it.

@@ -340,7 +340,7 @@ impl Log {
     /// # Errors
     /// The system's answer.
     pub fn end_ambiguity(&self) -> std::io::Result<()> {
-        self.inner.end_pending()
+        self.inner.end_pending(|pending| pending.void_but.is_none())
     }
 
     /// Notes how far the cluster has committed. Written with the next batch; nobody waits for it.
@@ -412,20 +412,23 @@ impl Log {
         self.send(Request { records: vec![(record, Note::Body(ticket))], done: Some(done) });
     }
 
-    /// Stores the body of [`Log::lost`] that somebody has brought. The caller has compared its octets.
+    /// Stores the body of [`Log::lost`] that somebody has brought, or one that should be here and of which nothing is left. The caller
+    /// has compared its octets. It is lost until it is durable, and if its story has ended by then it dies at once.
     pub fn mend_body(&self, index: LogIndex, body: Bytes, done: Completion) {
-        let (at, ticket) = {
+        let (at, ticket, mend) = {
             let mut state = self.inner.state();
-            let own = state.slot(index).map(|slot| (slot.term, slot.ticket));
-            state.kill_body(index);
+            let lost = state.lost.get(&index).map(|(place, _)| *place);
+            // It stays the body of the entry that stands here, if it is that one's.
+            let own = state.slot(index).map(|slot| (slot.term, slot.ticket, slot.location));
+            let own = own.filter(|(_, _, place)| lost.is_none() || *place == lost);
             state.next_ticket += 1;
-            // It stays the body of the entry that stands here.
-            let (term, ticket) = own.unwrap_or((Term::default(), state.next_ticket));
-            state.bodies.insert(index, (ticket, None));
-            (LogPosition { term, index }, ticket)
+            let mend = state.next_ticket;
+            state.mending.insert(index, mend);
+            let (term, ticket) = own.map_or((Term::default(), mend), |(term, ticket, _)| (term, ticket));
+            (LogPosition { term, index }, ticket, mend)
         };
         let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
-        self.send(Request { records: vec![(record, Note::Body(ticket))], done: Some(done) });
+        self.send(Request { records: vec![(record, Note::MendedBody(ticket, mend))], done: Some(done) });
     }
 
     /// Ends the story of a body: its octets are overwritten within a second or so.

@@ -31,6 +31,23 @@ impl Log {
     /// # Errors
     /// If a record cannot be read or is damaged.
     pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.read_entries(range, bytes_max, false)
+    }
+
+    /// The same, but it ends before an entry whose body is damaged and not yet mended: there may be none then.
+    ///
+    /// # Errors
+    /// If a record cannot be read or is damaged, but for a body that is known to be.
+    pub fn intact_entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, ReadError> {
+        self.read_entries(range, bytes_max, true)
+    }
+
+    fn read_entries(
+        &self,
+        range: Range<u64>,
+        bytes_max: usize,
+        until_lost: bool,
+    ) -> Result<Vec<Entry>, ReadError> {
         let mut sources = Vec::new();
         {
             let state = self.inner.state();
@@ -45,7 +62,11 @@ impl Log {
                         Source::Memory(head.clone(), body.clone())
                     }
                     (None, Some(location)) => {
-                        if state.lost.get(&index).is_some_and(|(place, _)| *place == location) {
+                        let is_lost = state.lost.get(&index).is_some_and(|(place, _)| *place == location);
+                        if is_lost && until_lost {
+                            break;
+                        }
+                        if is_lost {
                             return Err(damaged(location, "the body's CRC is wrong"));
                         }
                         let body = match state.bodies.get(&index) {
@@ -68,27 +89,48 @@ impl Log {
                 }
             }
         }
-        sources
-            .into_iter()
-            .map(|(at, source)| match source {
-                Source::Memory(head, body) => Ok(Entry { at, head, body }),
-                Source::Disk { file, location, body } => {
-                    let (head, _) = read(&*file, location, Some(at.index), false)?;
-                    let body = match body
-                        .map(|(file, place)| (read(&*file, place, Some(at.index), true), place))
+        let mut found = Vec::with_capacity(sources.len());
+        for (at, source) in sources {
+            match self.read_entry(at, source) {
+                // It was found damaged between looking and reading.
+                Err(_) if until_lost && self.is_lost(at.index) => break,
+                entry => found.push(entry?),
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_entry(&self, at: LogPosition, source: Source) -> Result<Entry, ReadError> {
+        match source {
+            Source::Memory(head, body) => Ok(Entry { at, head, body }),
+            Source::Disk { file, location, body } => {
+                let (head, _) = read(&*file, location, Some(at.index), false)?;
+                let body = match body.map(|(file, place)| (read(&*file, place, Some(at.index), true), place))
+                {
+                    Some((Ok((_, body)), _)) => body,
+                    // Between looking and reading it was moved, or erased.
+                    Some((Err(error @ ReadError::Damaged { .. }), place))
+                        if !self.is_live(at.index, place) =>
                     {
-                        Some((Ok((_, body)), _)) => body,
-                        // Erased between looking and reading.
-                        Some((Err(ReadError::Damaged { .. }), place)) if !self.is_live(at.index, place) => {
-                            Bytes::new()
+                        if self.is_lost(at.index) {
+                            return Err(error);
                         }
-                        Some((Err(error), _)) => return Err(error),
-                        None => Bytes::new(),
-                    };
-                    Ok(Entry { at, head, body })
-                }
-            })
-            .collect()
+                        match self.body(at.index) {
+                            Ok(body) => body,
+                            Err(ReadError::Absent(_)) => Bytes::new(),
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    Some((Err(error), _)) => return Err(error),
+                    None => Bytes::new(),
+                };
+                Ok(Entry { at, head, body })
+            }
+        }
+    }
+
+    fn is_lost(&self, index: LogIndex) -> bool {
+        self.inner.state().lost.contains_key(&index)
     }
 
     /// Length and CRC-32 of the body of an index, as its record has them.
@@ -180,10 +222,16 @@ impl Log {
             (segment.file.clone(), location)
         };
         match read(&*file, location, Some(index), true) {
-            Err(ReadError::Damaged { .. }) if !self.is_live(index, location) => match self.has_body(index) {
-                true => Ok(None),
-                false => Err(ReadError::Absent(index)),
-            },
+            // It was moved, or found damaged, or erased.
+            Err(error @ ReadError::Damaged { .. }) if !self.is_live(index, location) => {
+                if self.has_body(index) {
+                    Ok(None)
+                } else if self.is_lost(index) {
+                    Err(error)
+                } else {
+                    Err(ReadError::Absent(index))
+                }
+            }
             found => found.map(|(_, body)| Some(body)),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Inner, lock};
+use crate::codec::Reset;
 use crate::disk::{Disk, DiskFile};
 use crate::limits::POOL_SEGMENTS_MAX;
 use crate::position::SegmentId;
@@ -133,10 +134,10 @@ impl Inner {
         }
     }
 
-    /// What the superblock said was still to be done is done.
-    pub(crate) fn end_pending(&self) -> std::io::Result<()> {
+    /// What the superblock said was still to be done is done, if it is that.
+    pub(crate) fn end_pending(&self, is_that: impl Fn(&Reset) -> bool) -> std::io::Result<()> {
         let mut superblock = self.superblock();
-        match superblock.contents.pending.take() {
+        match superblock.contents.pending.take_if(|pending| is_that(pending)) {
             Some(_) => superblock.store(),
             None => Ok(()),
         }

@@ -129,6 +129,8 @@ pub(crate) struct LogState {
     /// Bodies whose octets are not what was written, with the CRC-32 of what was. Their records count as live until somebody
     /// has brought the body, or nobody needs it.
     pub(crate) lost: BTreeMap<LogIndex, (Location, Option<u32>)>,
+    /// Bodies that somebody has brought and that are being written.
+    pub(crate) mending: BTreeMap<LogIndex, Ticket>,
     /// Sealed segments in which something was found that is no record: they are emptied.
     pub(crate) damaged: BTreeSet<SegmentId>,
     /// This node may have acknowledged entries up to here that it does not have.
@@ -267,16 +269,27 @@ impl LogState {
         matches!(self.bodies.get(&index), Some((_, Some(place))) if *place == location)
     }
 
-    /// Takes a body from memory, if it is still there, to be written to another place: what stands at the old one dies.
-    pub(crate) fn rescue(&mut self, index: LogIndex) -> Option<(LogPosition, Ticket, Bytes)> {
+    /// A body as it is in memory, if it is still there, to be written to another place as well.
+    pub(crate) fn cached_body(&self, index: LogIndex) -> Option<(LogPosition, Ticket, Bytes)> {
         let slot = self.slot(index)?;
-        let (at, ticket) = (LogPosition { term: slot.term, index }, slot.ticket);
         let body = slot.cached.as_ref().map(|(_, body)| body.clone()).filter(|body| !body.is_empty())?;
-        let (_, place) = self.bodies.get_mut(&index).filter(|(t, _)| *t == ticket)?;
-        if let Some(location) = place.take() {
-            self.dying.push(Dying { index, location, since: clock::now() });
+        let (ticket, _) = self.bodies.get(&index).filter(|(ticket, _)| *ticket == slot.ticket)?;
+        Some((LogPosition { term: slot.term, index }, *ticket, body))
+    }
+
+    /// A body that was lost, or of which nothing was left, is on disk. If its story has ended meanwhile, or another mending was begun, it
+    /// dies.
+    pub(crate) fn body_mended(&mut self, index: LogIndex, ticket: Ticket, mend: Ticket, to: Location) {
+        self.add_live(to.segment, to.body_bytes);
+        let since = clock::now();
+        if self.mending.get(&index) != Some(&mend) || self.bodies.contains_key(&index) {
+            self.dying.push(Dying { index, location: to, since });
+            return;
         }
-        Some((at, ticket, body))
+        self.mending.remove(&index);
+        let lost = self.lost.remove(&index);
+        self.dying.extend(lost.map(|(location, _)| Dying { index, location, since }));
+        self.bodies.insert(index, (ticket, Some(to)));
     }
 
     /// Live bodies that stand in a segment.
@@ -293,6 +306,7 @@ impl LogState {
 
     /// Ends a body's story. Its octets go to the erase plan as soon as their place is known.
     pub(crate) fn kill_body(&mut self, index: LogIndex) {
+        self.mending.remove(&index);
         if let Some((location, _)) = self.lost.remove(&index) {
             self.dying.push(Dying { index, location, since: clock::now() });
         }
@@ -321,6 +335,7 @@ impl LogState {
             let own = self.slots.back().map(|slot| slot.ticket);
             // A body that was fetched under this index is another one, and stays.
             let place = self.slots.back().and_then(|slot| slot.location);
+            self.mending.remove(&index);
             let lost = self.lost.get(&index).is_some_and(|(location, _)| Some(*location) == place);
             if lost || self.bodies.get(&index).map(|(ticket, _)| *ticket) == own {
                 self.kill_body(index);

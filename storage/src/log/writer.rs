@@ -27,6 +27,8 @@ pub(crate) enum Note {
     Body(Ticket),
     /// A body that is moved from one place to another.
     MovedBody(Ticket, Location),
+    /// A body that was lost, or of which nothing was left; and what its mending is called.
+    MendedBody(Ticket, Ticket),
     /// A row of a checkpoint that is moved from one place to another.
     MovedRow {
         key: u128,
@@ -200,6 +202,7 @@ impl Writer {
                     Note::Entry(ticket) => state.entry_written(at.index, ticket, location),
                     Note::Body(ticket) => state.body_written(at.index, ticket, location),
                     Note::MovedBody(ticket, from) => state.body_moved(at.index, ticket, from, location),
+                    Note::MendedBody(ticket, mend) => state.body_mended(at.index, ticket, mend, location),
                     Note::MovedRow { key, from } => {
                         let crc = crc32fast::hash(&p.record.head);
                         state.row_moved(key, at.index.0, from, RowPlace { location, crc });
