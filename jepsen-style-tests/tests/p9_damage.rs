@@ -175,6 +175,13 @@ fn look_offline(dir: &Path, harm: &str) {
     assert!(octets(dir) == before, "{harm}: looking changed something");
 }
 
+/// The customer is there: all that waits goes to it, and nothing is lost or altered.
+fn deliver_all(nodes: &Nodes, customer: &Customer, history: &[Sent]) {
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(history, &customer.taken()).assert_good();
+}
+
 /// Waits until all that waits stands in a node's files.
 fn wait_for_copies(nodes: &Nodes, id: u64) {
     let missing = || {
@@ -228,9 +235,7 @@ fn damage_all(harms: &[&str]) {
     assert!(victims.iter().all(|id| nodes.is_running(*id)));
     nodes.kill(nodes.wait_leader());
     nodes.wait_accepting();
-    nodes.route("test.example", customer.address());
-    nodes.wait_drained(Duration::from_secs(60));
-    judge(&history, &customer.taken()).assert_good();
+    deliver_all(&nodes, &customer, &history);
 }
 
 #[test]
@@ -275,9 +280,7 @@ fn p9_an_old_copy_of_a_directory_costs_no_mail() {
     assert!(said.contains("the log is shorter than what this node acknowledged"), "{said}");
     nodes.kill(leader);
     nodes.wait_accepting();
-    nodes.route("test.example", customer.address());
-    nodes.wait_drained(Duration::from_secs(60));
-    judge(&history, &customer.taken()).assert_good();
+    deliver_all(&nodes, &customer, &history);
 }
 
 /// A body that is damaged on every node halts the node that finds it, which names it; it is not passed over as if it had been erased.
@@ -355,9 +358,7 @@ fn p9_rot_is_found_and_mended_while_the_nodes_run() {
     // Its copy counts again: the others may go.
     nodes.kill(leader);
     nodes.wait_accepting();
-    nodes.route("test.example", customer.address());
-    nodes.wait_drained(Duration::from_secs(60));
-    judge(&history, &customer.taken()).assert_good();
+    deliver_all(&nodes, &customer, &history);
 }
 
 /// The last batch before idleness is acknowledged by two nodes, then rots on one; that one starts with the laggard, who never had it.
@@ -390,9 +391,7 @@ fn p9_who_lost_what_it_acknowledged_last_elects_no_laggard() {
     assert_eq!(nodes.leader(), None, "nor after another start");
     nodes.start(leader);
     nodes.wait_accepting();
-    nodes.route("test.example", customer.address());
-    nodes.wait_drained(Duration::from_secs(60));
-    judge(&history, &customer.taken()).assert_good();
+    deliver_all(&nodes, &customer, &history);
 }
 
 /// All nodes lose power, and what each wrote last is neither whole nor visibly torn: they hear each other and go on.
@@ -414,7 +413,5 @@ fn p9_tails_that_are_ambiguous_everywhere_end_no_service() {
     (1..=3).for_each(|id| nodes.start(id));
     nodes.wait_accepting();
     assert!((1..=3).all(|id| nodes.stderr(id).contains("the log's tail is ambiguous")));
-    nodes.route("test.example", customer.address());
-    nodes.wait_drained(Duration::from_secs(60));
-    judge(&history, &customer.taken()).assert_good();
+    deliver_all(&nodes, &customer, &history);
 }
