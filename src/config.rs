@@ -267,6 +267,8 @@ pub struct Delivery {
     pub connect_timeout: Span,
     /// How long to wait for the reply to the final dot; others wait half as long.
     pub reply_timeout: Span,
+    /// A file of certificates of authorities that count beside the public ones; empty for none.
+    pub ca: PathBuf,
 }
 
 /// `[dns]`
@@ -277,6 +279,21 @@ pub struct Dns {
     pub servers: Vec<String>,
     /// A file of DNSKEY records that DNSSEC begins with; empty for the keys of the root that are built in.
     pub trust_anchor: PathBuf,
+    /// Whether proofs are wanted where no route asks for them.
+    pub dnssec: Dnssec,
+}
+
+/// What DNSSEC is for mail whose route does not ask for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dnssec {
+    /// What fails its proof is not believed, unless the name servers give no proofs at all.
+    #[default]
+    Auto,
+    /// What fails its proof is not believed.
+    Always,
+    /// No proof is wanted.
+    Off,
 }
 
 /// `[storage]`
@@ -384,6 +401,7 @@ impl Default for Delivery {
             max_connections: 500,
             connect_timeout: seconds(30),
             reply_timeout: seconds(600),
+            ca: PathBuf::new(),
         }
     }
 }
@@ -448,7 +466,7 @@ impl Config {
     }
 
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Config { node, cluster, smtp, admin, dns, .. } = self;
+        let Config { node, cluster, smtp, admin, delivery, dns, .. } = self;
         let own = [
             &mut node.data_dir,
             &mut cluster.ca,
@@ -460,8 +478,9 @@ impl Config {
         ];
         let tls = smtp.tls_cert.iter_mut().chain(&mut smtp.tls_key);
         let listeners = smtp.listener.iter_mut().flat_map(|l| l.tls_cert.iter_mut().chain(&mut l.tls_key));
-        let anchor = Some(&mut dns.trust_anchor).filter(|path| !path.as_os_str().is_empty());
-        own.into_iter().chain(tls).chain(listeners).chain(anchor)
+        let optional = [&mut dns.trust_anchor, &mut delivery.ca];
+        let optional = optional.into_iter().filter(|path| !path.as_os_str().is_empty());
+        own.into_iter().chain(tls).chain(listeners).chain(optional)
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {

@@ -20,6 +20,7 @@ use crate::admin::server::{self as admin_server, Admin, Facts};
 use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
 use crate::deliver::leader::{Delivery, Settings as DeliverySettings, Setup};
+use crate::deliver::policies::Policies;
 use crate::deliver::resolve::Resolve;
 use crate::deliver::tls::ClientTls;
 use crate::live::Live;
@@ -141,7 +142,7 @@ async fn serve(
         config.storage.reserve_bytes.0,
         config.smtp.receive_memory.0,
     ));
-    let setup = delivery_setup(&config)?;
+    let setup = delivery_setup(&config, Arc::default())?;
     let delivery = Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), setup);
     let delivery = Arc::new(delivery);
     tokio::spawn(delivery.clone().run());
@@ -220,15 +221,16 @@ fn scrub((report, to_mend): &(ScrubReport, usize)) -> Scrub {
 ///
 /// # Errors
 /// If a file that they name cannot be read.
-pub(crate) fn delivery_setup(config: &Config) -> anyhow::Result<Setup> {
+pub(crate) fn delivery_setup(config: &Config, policies: Arc<Policies>) -> anyhow::Result<Setup> {
     let d = &config.delivery;
+    let tls = ClientTls::new(pki::more_authorities(config)?).context("[delivery] ca")?;
     let helo = if d.helo.is_empty() { config.smtp.hostname.clone() } else { d.helo.clone() };
     let dialer = Dialer {
         bind: d.bind.clone(),
         helo,
         connect_timeout: d.connect_timeout.0,
         reply_timeout: d.reply_timeout.0,
-        tls: ClientTls::new()?,
+        tls: tls.clone(),
     };
     let pace = schedule::Pace {
         connections_initial: 5,
@@ -241,7 +243,8 @@ pub(crate) fn delivery_setup(config: &Config) -> anyhow::Result<Setup> {
         retry: Backoff { min_ms: d.retry_min.ms(), max_ms: d.retry_max.ms() },
         limits: schedule::Limits { connections_max: d.max_connections, pace },
     };
-    Ok(Setup { dialer, resolve: Resolve::new(&config.dns).context("[dns]")?, settings })
+    let resolve = Resolve::new(&config.dns, tls, policies).context("[dns]")?;
+    Ok(Setup { dialer, resolve, settings })
 }
 
 /// What the listeners for mail have in common.

@@ -208,6 +208,15 @@ pub fn admin_tls(config: &Config) -> anyhow::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// Authorities that count beside the public ones where mail goes out.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn more_authorities(config: &Config) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let path = &config.delivery.ca;
+    if path.as_os_str().is_empty() { Ok(Vec::new()) } else { chain("[delivery] ca", path) }
+}
+
 /// The versions of TLS from the oldest on that is wanted.
 pub fn versions(oldest: TlsMin) -> &'static [&'static rustls::SupportedProtocolVersion] {
     static ONLY_13: [&rustls::SupportedProtocolVersion; 1] = [&rustls::version::TLS13];

@@ -74,7 +74,7 @@ impl Reload {
         let (peer_tls, warnings) = pki::peer_tls(&new)?;
         let admin_tls = pki::admin_tls(&new)?;
         let shared = self.doors.open(&new)?;
-        let setup = delivery_setup(&new)?;
+        let setup = delivery_setup(&new, self.admin.delivery.setup().resolve.policies())?;
         self.log
             .reopen(&new.log.name, new.log.format, &new.log_output())
             .with_context(|| format!("[log] output = {}", new.log.output))?;

@@ -42,7 +42,15 @@ impl Customer {
     /// # Panics
     /// If no port is free.
     pub fn start() -> Customer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        Customer::start_at("127.0.0.1:0")
+    }
+
+    /// Starts it at an address.
+    ///
+    /// # Panics
+    /// If that is not free.
+    pub fn start_at(address: &str) -> Customer {
+        let listener = TcpListener::bind(address).expect("a free port");
         let address = listener.local_addr().expect("it is bound").to_string();
         let shared = Arc::new(Shared::default());
         let for_thread = shared.clone();

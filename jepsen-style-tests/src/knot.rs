@@ -1,4 +1,4 @@
-//! Knot DNS with a zone that it signs, `signed.test`, and the same zone unsigned, `plain.test`.
+//! Knot DNS with three zones below one that it signs, `test`, in which trust begins; and certificates for their hosts.
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,33 @@ pub struct Knot {
     child: Child,
 }
 
+/// Zones that hold the same records, and what proves them.
+///
+/// | zone | its own signatures | the delegation to it |
+/// | --- | --- | --- |
+/// | `signed.test` | good | says so |
+/// | `plain.test` | none | says so |
+/// | `forged.test` | none | says that there are some |
+const ZONES: [&str; 3] = ["signed.test", "plain.test", "forged.test"];
+
 impl Knot {
     /// Serves these records, whose names are relative to the zone. `None` if Knot is not installed.
     ///
     /// # Panics
     /// If it does not start.
     pub fn start(records: &str) -> Option<Knot> {
+        Knot::start_as(records, true)
+    }
+
+    /// As [`Knot::start`], like a name server that strips all signatures.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_stripped(records: &str) -> Option<Knot> {
+        Knot::start_as(records, false)
+    }
+
+    fn start_as(records: &str, signs: bool) -> Option<Knot> {
         let (knotd, keymgr) = (program("knotd")?, program("keymgr")?);
         let dir = tempfile::Builder::new().prefix("holdfast-knot-").tempdir().expect("a directory");
         let port = free_port();
@@ -29,11 +50,8 @@ impl Knot {
             "server:\n    listen: 127.0.0.1@{port}\n    rundir: \"{root}\"\ndatabase:\n    storage: \"{root}/db\"\n\
              policy:\n  - id: one\n    algorithm: ecdsap256sha256\n    single-type-signing: on\nzone:\n"
         );
-        for (zone, signing) in [("signed.test", "on"), ("plain.test", "off")] {
-            let text = format!(
-                "$ORIGIN {zone}.\n$TTL 60\n@ SOA ns admin 1 3600 600 86400 60\n@ NS ns\nns A 127.0.0.1\n{records}"
-            );
-            std::fs::write(dir.path().join(zone), text).expect("the directory is ours");
+        for zone in ["test"].iter().chain(&ZONES) {
+            let signing = if signs && ["test", "signed.test"].contains(zone) { "on" } else { "off" };
             conf += &format!(
                 "  - domain: {zone}\n    file: \"{root}/{zone}\"\n    zonefile-sync: -1\n    journal-content: none\n    \
                  dnssec-signing: {signing}\n    dnssec-policy: one\n"
@@ -41,6 +59,26 @@ impl Knot {
         }
         let file = dir.path().join("knot.conf");
         std::fs::write(&file, conf).expect("the directory is ours");
+        let ask = |args: &[&str]| {
+            let output = Command::new(&keymgr).arg("-c").arg(&file).args(args).output().expect("keymgr runs");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let mut parent =
+            "$ORIGIN test.\n$TTL 60\n@ SOA ns admin 1 3600 600 86400 60\n@ NS ns\nns A 127.0.0.1\n"
+                .to_string();
+        for zone in ZONES {
+            let text = format!(
+                "$ORIGIN {zone}.\n$TTL 60\n@ SOA ns admin 1 3600 600 86400 60\n@ NS ns\nns A 127.0.0.1\n{records}"
+            );
+            std::fs::write(dir.path().join(zone), text).expect("the directory is ours");
+            parent += &format!("{zone}. NS ns.{zone}.\nns.{zone}. A 127.0.0.1\n");
+        }
+        if signs {
+            ask(&["signed.test", "generate", "algorithm=ecdsap256sha256", "ksk=yes", "zsk=yes"]);
+            parent += &ask(&["signed.test", "ds"]);
+            parent += &format!("forged.test. DS 1 13 2 {}\n", "1".repeat(64));
+        }
+        std::fs::write(dir.path().join("test"), parent).expect("the directory is ours");
         let log = std::fs::File::create(dir.path().join("log")).expect("the directory is ours");
         let child = Command::new(knotd)
             .arg("-c")
@@ -51,16 +89,17 @@ impl Knot {
             .spawn()
             .expect("knotd starts");
         let knot = Knot { dir, port, child };
-        wait_for("Knot to sign", Duration::from_secs(20), || {
-            let keys = Command::new(&keymgr).arg("-c").arg(&file).args(["signed.test", "dnskey"]).output();
-            let keys = keys.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-            // As a zone file has it, for readers that want the class.
-            let anchor = keys.replace(" DNSKEY ", " 60 IN DNSKEY ");
-            std::fs::write(knot.anchor(), &anchor).expect("the directory is ours");
+        wait_for("Knot to serve", Duration::from_secs(20), || {
             let log = std::fs::read_to_string(knot.dir.path().join("log")).unwrap_or_default();
-            anchor.contains("DNSKEY")
-                && log.contains("server started")
-                && log.contains("[signed.test.] loaded")
+            let serves = log.contains("server started")
+                && ZONES.iter().all(|zone| log.contains(&format!("[{zone}.] loaded")));
+            if !signs {
+                return serves;
+            }
+            // As a zone file has it, for readers that want the class.
+            let anchor = ask(&["test", "dnskey"]).replace(" DNSKEY ", " 60 IN DNSKEY ");
+            std::fs::write(knot.anchor(), &anchor).expect("the directory is ours");
+            serves && log.contains("[test.] loaded") && anchor.contains("DNSKEY")
         });
         Some(knot)
     }
@@ -105,4 +144,26 @@ pub fn key_digest(certificate: &Path) -> Option<String> {
     let digest = text.split(' ').next().unwrap_or_default().trim().to_string();
     assert_eq!(digest.len(), 64, "{}", String::from_utf8_lossy(&output.stderr));
     Some(digest)
+}
+
+/// Makes a certificate for these names under the authority of a cluster's `pki` directory, as `NAME.crt` and `NAME.key` in there.
+/// `None` if OpenSSL is not installed.
+///
+/// # Panics
+/// If it cannot be made.
+pub fn certificate(pki: &Path, name: &str, names: &[String]) -> Option<()> {
+    let openssl = program("openssl")?;
+    let alternatives: Vec<String> = names.iter().map(|name| format!("DNS:{name}")).collect();
+    let script = format!(
+        "set -e; cd '{1}'; {0} req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={2} -keyout {2}.key \
+         -out {2}.csr; echo subjectAltName={3} > {2}.ext; {0} x509 -req -in {2}.csr -CA ca.crt -CAkey ca.key -days 30 \
+         -extfile {2}.ext -out {2}.crt",
+        openssl.display(),
+        pki.display(),
+        name,
+        alternatives.join(",")
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(())
 }

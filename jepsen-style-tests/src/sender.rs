@@ -89,7 +89,7 @@ impl Client {
         }
     }
 
-    /// Opens a transaction and sends all of the data but the final dot.
+    /// Opens a transaction and sends all of the data but the final dot. A recipient without a domain is one of `test.example`.
     ///
     /// # Errors
     /// `Err` with the finished record if it was refused or lost before the dot.
@@ -103,7 +103,10 @@ impl Client {
             at: Instant::now(),
         };
         let mut lines = vec![format!("MAIL FROM:<sender@client.test.example> SIZE={}\r\n", octets.len())];
-        lines.extend(recipients.iter().map(|r| format!("RCPT TO:<{r}@test.example>\r\n")));
+        lines.extend(recipients.iter().map(|r| match r.contains('@') {
+            true => format!("RCPT TO:<{r}>\r\n"),
+            false => format!("RCPT TO:<{r}@test.example>\r\n"),
+        }));
         lines.push("DATA\r\n".into());
         for line in &lines {
             match self.say(line) {

@@ -82,7 +82,7 @@ fn a_tls_policy_is_met_or_mail_waits() {
         ("none.signed", "none.signed.test has no secure TLSA record"),
         ("pkix.signed", "pkix.signed.test has no usable TLSA record"),
         ("good.plain", "good.plain.test"),
-        ("missing.signed", "missing.signed.test does not exist"),
+        ("missing.signed", "host missing.signed.test: it does not exist"),
     ] {
         route(&at(host), &["--tls", "dane"]);
         wait_deferred(&nodes, reason);

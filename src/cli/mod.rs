@@ -228,7 +228,7 @@ enum StoreCommand {
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("holdfast=info,warn,openraft=error,hickory_net=error")
+        tracing_subscriber::EnvFilter::new("holdfast=info,warn,openraft=error,hickory_net=off")
     });
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     match dispatch(Cli::parse().command) {

@@ -1,6 +1,6 @@
 //! The `Dialer` edge: a connection to a destination, greeted and ready for transactions.
 //!
-//! Under `opportunistic` a failed or stalled handshake is tried once more in the clear; under any stricter policy it defers.
+//! Where TLS is used only if it is offered, a failed or stalled handshake is tried once more in the clear; where it is needed, mail waits.
 //! What was said before the handshake is forgotten (RFC 3207 §4.2).
 #![expect(clippy::disallowed_methods, reason = "this is the Dialer edge")]
 
@@ -14,10 +14,11 @@ use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use super::need::Need;
 use super::resolve::Host;
 use super::tls::{ClientTls, Trust};
 use crate::pki;
-use crate::queue::command::{TlsMin, TlsPolicy};
+use crate::queue::command::TlsMin;
 use crate::smtp::reply::Received;
 
 /// How connections are made.
@@ -90,34 +91,26 @@ impl Dialer {
         self.bind.iter().find(|a| a.is_ipv4() == destination.is_ipv4()).copied()
     }
 
-    /// Connects, greets and encrypts as the policy asks.
+    /// Connects, greets and encrypts as the host needs it.
     ///
     /// # Errors
     /// [`Broken`] with the reason, which is never a reason to give mail up.
-    pub async fn open(&self, host: &Host, policy: TlsPolicy, oldest: TlsMin) -> Result<Connection, Broken> {
+    pub async fn open(&self, host: &Host, oldest: TlsMin) -> Result<Connection, Broken> {
         let connection = self.greet(host).await?;
-        if policy == TlsPolicy::None || policy == TlsPolicy::Opportunistic && !connection.starttls {
-            return Ok(connection);
-        }
-        if !connection.starttls {
-            return Err(broken("4.7.4", format!("TLS is required, but {} does not offer it", host.name)));
-        }
-        let trust = match (policy, &host.anchors) {
-            (TlsPolicy::Dane | TlsPolicy::Verify, Some(anchors)) => Trust::Anchors(anchors.clone()),
-            (TlsPolicy::Dane, None) => {
-                return Err(broken("4.7.5", format!("{} has no secure, usable TLSA record", host.name)));
+        match &host.need {
+            Need::Clear => Ok(connection),
+            Need::IfOffered if !connection.starttls => Ok(connection),
+            Need::IfOffered => match connection.encrypt(&Trust::Any, oldest, self).await {
+                Err(why) => {
+                    tracing::info!(host = host.name, why = why.0, "TLS failed; once more in the clear");
+                    self.greet(host).await
+                }
+                encrypted => encrypted,
+            },
+            Need::Always(_) if !connection.starttls => {
+                Err(broken("4.7.4", format!("TLS is required, but {} does not offer it", host.name)))
             }
-            (TlsPolicy::Verify, None) => Trust::WebPki,
-            _ => Trust::Any,
-        };
-        let encrypted = connection.encrypt(&trust, oldest, self).await;
-        match encrypted {
-            Ok(connection) => Ok(connection),
-            Err(why) if policy == TlsPolicy::Opportunistic => {
-                tracing::info!(host = host.name, why = why.0, "TLS failed; once more in the clear");
-                self.greet(host).await
-            }
-            Err(why) => Err(why),
+            Need::Always(trust) => connection.encrypt(trust, oldest, self).await,
         }
     }
 
@@ -192,7 +185,7 @@ impl Connection {
         let config = dialer.tls.config(trust, oldest).map_err(|e| broken("4.7.5", format!("TLS: {e}")))?;
         let name = match trust {
             Trust::Anchors(anchors) => anchors.name(),
-            Trust::WebPki => self.host.verified_as.as_str(),
+            Trust::WebPki(name) => name,
             Trust::Any => self.host.name.as_str(),
         };
         let name = ServerName::try_from(name.to_owned())

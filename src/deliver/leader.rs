@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tracing::Instrument;
 
 use super::connection::{Broken, Connection, Dialer};
-use super::dane::Anchors;
+use super::need::trust_word;
 use super::resolve::{NoHost, Resolve};
 use super::route::{Target, target};
 use super::settle::{Settlement, Settler};
@@ -21,7 +21,7 @@ use super::transaction::{End, Means, run};
 use crate::clock;
 use crate::live::Live;
 use crate::maillog::{MailLog, Service};
-use crate::queue::command::{Command, Fate, Outcome, TlsPolicy};
+use crate::queue::command::{Command, Fate, Outcome};
 use crate::queue::message::Tick;
 use crate::queue::retry::Backoff;
 use crate::queue::{Change, Message, MessageId, Queue};
@@ -510,11 +510,8 @@ impl Delivery {
     async fn connect(&self, target: &Target) -> Result<Connection, NoHost> {
         let mut last = Broken("4.4.1 no host".into());
         let setup = self.setup.get();
-        for mut host in setup.resolve.hosts(&target.way, target.tls).await? {
-            if let Some(pinned) = Anchors::of_pins(&target.pins, &host.name) {
-                host.anchors = Some(Arc::new(pinned));
-            }
-            match setup.dialer.open(&host, target.tls, target.tls_min).await {
+        for host in setup.resolve.hosts(target).await? {
+            match setup.dialer.open(&host, target.tls_min).await {
                 Ok(connection) => return Ok(connection),
                 Err(why) => last = why,
             }
@@ -545,8 +542,7 @@ impl Delivery {
         let mut setup = clock::now().duration_since(connecting);
         if let Some(tls) = &connection.tls {
             let host = &connection.host;
-            let vouched_for = matches!(target.tls, TlsPolicy::Verify | TlsPolicy::Dane);
-            let trust = if vouched_for { "Verified" } else { "Untrusted" };
+            let trust = trust_word(&host.need, host.is_proven);
             let line = format!(
                 "{trust} TLS connection established to {}[{}]:{}: {tls}",
                 host.name,

@@ -1,12 +1,17 @@
-//! Handing mail on. `fate` decides what a reply means and `dane` what a certificate is worth (pure); the rest acts: `route` and `resolve` find hosts, `connection`
-//! speaks SMTP to one, `transaction` hands over one message, `outcome` turns the result into log lines, notices and
-//! settlements, `leader` runs it all while this node leads.
+//! Handing mail on. `fate` decides what a reply means, `need` what TLS a host gets, `dane` and `mta_sts` what a certificate and a
+//! policy are worth (pure); the rest acts: `route` and `resolve` find hosts by way of `dns` and `policies`, `connection` speaks SMTP to
+//! one, `transaction` hands over one message, `outcome` turns the result into log lines, notices and settlements, `leader` runs it all
+//! while this node leads.
 
 pub mod connection;
 mod dane;
+mod dns;
 pub mod fate;
 pub mod leader;
+pub mod mta_sts;
+pub mod need;
 mod outcome;
+pub mod policies;
 pub mod resolve;
 pub mod route;
 mod settle;

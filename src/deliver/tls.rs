@@ -58,8 +58,8 @@ impl ServerCertVerifier for AnyCertificate {
 pub enum Trust {
     /// With any.
     Any,
-    /// With one for its name that WebPKI vouches for.
-    WebPki,
+    /// With one for this name that WebPKI vouches for.
+    WebPki(String),
     /// With one that its TLSA records vouch for, or the keys that its route has pinned.
     Anchors(Arc<Anchors>),
 }
@@ -74,14 +74,18 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// With the roots that browsers trust.
+    /// With the roots that browsers trust, and more of the operator's own.
     ///
     /// # Errors
-    /// If the cryptography provider lacks TLS 1.2 or 1.3, which a build of ours does not.
-    pub fn new() -> Result<ClientTls, rustls::Error> {
+    /// If one of those is no authority's certificate, or the cryptography provider lacks TLS 1.2 or 1.3, which a build of ours does
+    /// not.
+    pub fn new(more: Vec<CertificateDer<'static>>) -> Result<ClientTls, rustls::Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        for authority in more {
+            roots.add(authority)?;
+        }
         let roots = Arc::new(roots);
         let any = |oldest| verified_by(&provider, oldest, Arc::new(AnyCertificate(provider.clone())));
         let web_pki = |oldest| {
@@ -103,7 +107,7 @@ impl ClientTls {
     pub fn config(&self, trust: &Trust, oldest: TlsMin) -> Result<Arc<ClientConfig>, rustls::Error> {
         match trust {
             Trust::Any => Ok(self.any[oldest as usize].clone()),
-            Trust::WebPki => Ok(self.web_pki[oldest as usize].clone()),
+            Trust::WebPki(_) => Ok(self.web_pki[oldest as usize].clone()),
             Trust::Anchors(anchors) => {
                 let signatures = AnyCertificate(self.provider.clone());
                 let verifier = Arc::new(Verifier { anchors: anchors.clone(), signatures });

@@ -108,7 +108,7 @@ async fn connect(address: &str, starttls: bool) -> std::io::Result<Connection> {
     command(&mut c, "EHLO client.demo.example\r\n").await?;
     if starttls {
         command(&mut c, "STARTTLS\r\n").await?;
-        let tls = ClientTls::new().and_then(|tls| tls.config(&Trust::Any, TlsMin::default()));
+        let tls = ClientTls::new(Vec::new()).and_then(|tls| tls.config(&Trust::Any, TlsMin::default()));
         let tls = tls.map_err(std::io::Error::other)?;
         let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
         let stream = TlsConnector::from(tls).connect(name, c.into_inner()).await?;
