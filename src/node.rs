@@ -74,14 +74,14 @@ impl Erasures {
 /// One clear line about what keeps it from running.
 pub fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
-    let (peer_tls, warnings) = pki::peer_tls(&config)?;
+    let (peer_tls, certificates) = pki::peer_tls(&config)?;
     let log = MailLog::open(&config.node.name, &config.log.name, config.log.format, &config.log_output())
         .with_context(|| format!("[log] output = {}", config.log.output))?;
     let log = Arc::new(log);
     let queue = Arc::new(Mutex::new(Queue::default()));
     let cluster = start_cluster(&config, peer_tls.clone(), &log, &queue)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(file, config, (peer_tls, warnings), log, queue, cluster))
+    runtime.block_on(serve(file, config, (peer_tls, certificates), log, queue, cluster))
 }
 
 fn start_cluster(
@@ -128,7 +128,7 @@ fn start_cluster(
 async fn serve(
     file: &Path,
     config: Config,
-    (peer_tls, warnings): (PeerTls, Vec<String>),
+    (peer_tls, certificates): (PeerTls, Vec<pki::Certificate>),
     log: Arc<MailLog>,
     queue: Arc<Mutex<Queue>>,
     cluster: Cluster,
@@ -157,7 +157,7 @@ async fn serve(
         delivery: delivery.clone(),
         intake: intake.clone(),
         cluster_id: config.cluster.id.clone(),
-        facts: Live::new(Facts { config_hash: config.hash(), warnings }),
+        facts: Live::new(Facts { config_hash: config.hash(), certificates }),
     });
     let admin_listener = admin_server::bind(config.admin.listen).await.map_err(anyhow::Error::msg)?;
     let admin_tls = Arc::new(Live::new(pki::admin_tls(&config)?));

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -127,41 +127,67 @@ fn key(setting: &str, path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
     PrivateKeyDer::from_pem_file(path).with_context(|| format!("{setting} = {}", path.display()))
 }
 
-/// Days until the first certificate of a chain expires; negative if it has.
-fn days_left(chain: &[CertificateDer<'_>]) -> Option<i64> {
-    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
-    Some((leaf.validity().not_after.timestamp() - clock::unix_s() as i64).div_euclid(86_400))
+/// A certificate of this node's, and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The setting that names its file.
+    pub setting: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Unix time, seconds.
+    pub expires_unix_s: i64,
 }
 
-/// This node's identity among its peers, and warnings about certificates.
+impl Certificate {
+    fn of(setting: &str, path: &Path, chain: &[CertificateDer<'_>]) -> Option<Certificate> {
+        let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+        let expires_unix_s = leaf.validity().not_after.timestamp();
+        Some(Certificate { setting: setting.into(), path: path.into(), expires_unix_s })
+    }
+
+    /// Days until it ends; negative if it has ended.
+    fn days_left(&self) -> i64 {
+        (self.expires_unix_s - clock::unix_s() as i64).div_euclid(86_400)
+    }
+
+    /// What to do about it, if it ends within a month or has ended.
+    pub fn warning(&self) -> Option<String> {
+        let state = match self.days_left() {
+            days if days < 0 => "has expired".into(),
+            days if days < WARN_DAYS => format!("expires in {days} days"),
+            _ => return None,
+        };
+        Some(format!("{} = {}: {state}; renew it", self.setting, self.path.display()))
+    }
+}
+
+/// This node's identity among its peers, and all of its certificates.
 ///
 /// # Errors
 /// If a file cannot be read, or the peer certificate has expired.
-pub fn peer_tls(config: &Config) -> anyhow::Result<(PeerTls, Vec<String>)> {
+pub fn peer_tls(config: &Config) -> anyhow::Result<(PeerTls, Vec<Certificate>)> {
     let c = &config.cluster;
     let own = chain("[cluster] cert", &c.cert)?;
-    let mut warnings = Vec::new();
-    match days_left(&own) {
-        Some(days) if days < 0 => {
-            bail!("[cluster] cert = {}: expired {} days ago; renew it", c.cert.display(), -days)
-        }
-        Some(days) if days < WARN_DAYS => {
-            warnings.push(format!("[cluster] cert = {}: expires in {days} days; renew it", c.cert.display()));
-        }
-        _ => {}
+    let mut certificates: Vec<Certificate> =
+        Certificate::of("[cluster] cert", &c.cert, &own).into_iter().collect();
+    if let Some(days) = certificates.first().map(Certificate::days_left).filter(|days| *days < 0) {
+        bail!("[cluster] cert = {}: expired {} days ago; renew it", c.cert.display(), -days);
     }
-    if let Some(path) = &config.smtp.tls_cert
-        && let Some(days) = days_left(&chain("[smtp] tls_cert", path)?)
-        && days < WARN_DAYS
-    {
-        let state = if days < 0 { "has expired".into() } else { format!("expires in {days} days") };
-        warnings.push(format!("[smtp] tls_cert = {}: {state}; renew it", path.display()));
+    let smtp = config.smtp.tls_cert.iter().map(|path| ("[smtp] tls_cert".to_string(), path));
+    let listeners = config
+        .smtp
+        .listener
+        .iter()
+        .filter_map(|l| Some((format!("[[smtp.listener]] {} tls_cert", l.name), l.tls_cert.as_ref()?)));
+    let admin = [("[admin] cert".to_string(), &config.admin.cert)];
+    for (setting, path) in smtp.chain(listeners).chain(admin) {
+        certificates.extend(Certificate::of(&setting, path, &chain(&setting, path)?));
     }
-    warnings.iter().for_each(|w| tracing::warn!("{w}"));
+    certificates.iter().filter_map(Certificate::warning).for_each(|w| tracing::warn!("{w}"));
     is_of_node(config, &own)?;
     let tls = PeerTls::new(chain("[cluster] ca", &c.ca)?, own, key("[cluster] key", &c.key)?)
         .with_context(|| format!("[cluster] cert = {}, key = {}", c.cert.display(), c.key.display()))?;
-    Ok((tls, warnings))
+    Ok((tls, certificates))
 }
 
 /// Whether a chain is what the peers will want to see: this node's, under an authority of the cluster.
@@ -279,17 +305,19 @@ mod tests {
         write_new(&pki.join("node-1.key"), &key, 0o600)?;
         let file = dir.path().join("node-1.toml");
         std::fs::write(&file, include_str!("../config/node-1.toml"))?;
-        Ok(peer_tls(&Config::load(&file)?)?.1)
+        Ok(peer_tls(&Config::load(&file)?)?.1.iter().filter_map(Certificate::warning).collect())
     }
 
     #[test]
     fn an_expired_peer_certificate_is_named_and_an_old_one_warned_of() {
         let error = load(-3).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("node-1.crt") && error.contains("expired"), "{error}");
-        // The same file serves SMTP in this example, so there is a warning for each use.
+        // The same file serves all in this example, so there is a warning for each use.
         let warnings = load(10).unwrap();
-        assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings[0].contains("[cluster] cert") && warnings[1].contains("[smtp] tls_cert"));
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        for (warning, setting) in warnings.iter().zip(["[cluster] cert", "[smtp] tls_cert", "[admin] cert"]) {
+            assert!(warning.starts_with(setting), "{warning}");
+        }
         assert!(load(400).unwrap().is_empty());
     }
 

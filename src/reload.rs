@@ -71,7 +71,7 @@ impl Reload {
             anyhow::bail!("{}: [node] id and [cluster] id cannot change", self.file.display());
         }
         // First all that can fail.
-        let (peer_tls, warnings) = pki::peer_tls(&new)?;
+        let (peer_tls, certificates) = pki::peer_tls(&new)?;
         let admin_tls = pki::admin_tls(&new)?;
         let shared = self.doors.open(&new)?;
         let setup = delivery_setup(&new, self.admin.delivery.setup().resolve.policies())?;
@@ -82,7 +82,7 @@ impl Reload {
         self.admin_tls.set(admin_tls);
         let mut effective = self.config.clone();
         effective.queue.lifetime = new.queue.lifetime;
-        self.admin.facts.set(Facts { config_hash: effective.hash(), warnings });
+        self.admin.facts.set(Facts { config_hash: effective.hash(), certificates });
         self.admin.delivery.set_up(setup);
         let mut waiting = waiting(&self.config, &new);
         let mut shared: BTreeMap<SocketAddr, Shared> = shared.into_iter().collect();

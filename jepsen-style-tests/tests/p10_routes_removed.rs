@@ -76,6 +76,15 @@ fn p10_a_removed_route_holds_or_returns_mail_and_loses_none() {
     assert_eq!(away.count(), 1, "nothing that is held went where the other domain's mail goes");
     away.set_down(true);
 
+    // A node that is alone, without a leader, still knows what is held.
+    (1..=2).for_each(|id| nodes.kill(id));
+    wait_for("the node that is left to miss the others", Duration::from_secs(20), || {
+        nodes.status().is_some_and(|status| status["stale"] == true && status["leader"].is_null())
+    });
+    assert_eq!(held(&nodes), Some(3));
+    (1..=2).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+
     nodes.route("test.example", customer.address());
     nodes.wait_drained(Duration::from_secs(20));
     judge(&history, &customer.taken()).assert_good();

@@ -13,13 +13,15 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::api::{About, Failure, LINE_BYTES_MAX, Line, OPERATOR_NAME, Request, Selector, Waiting};
+use super::metrics;
 use crate::clock;
 use crate::deliver::leader::Delivery;
 use crate::deliver::route::{hex, is_held, lifetime_ms, pending_under, target};
 use crate::live::Live;
+use crate::pki::Certificate;
 use crate::queue::command::{Answer, Command, Route, RouteChange, TlsPolicy};
 use crate::queue::message::State;
-use crate::queue::{Message, MessageId, Queue, level};
+use crate::queue::{Message, MessageId, Queue, Totals, level};
 use crate::receive::intake::Intake;
 use crate::smtp::address::is_domain;
 
@@ -29,6 +31,8 @@ const CONNECTIONS_MAX: usize = 32;
 const PINS_MAX: usize = 16;
 /// Messages of one page of a walk.
 const LIST_STEP: usize = 500;
+/// How long a node that does not lead looks for what is held before it says that it does not know.
+const COUNT_PATIENCE: Duration = Duration::from_secs(3);
 /// How long `route remove --bounce` waits for results of what is under way.
 const BOUNCE_WAIT: Duration = Duration::from_secs(20);
 
@@ -52,8 +56,8 @@ pub struct Admin {
 pub struct Facts {
     /// Hash of the shared settings.
     pub config_hash: String,
-    /// What is wrong and no reason not to run, such as an expired certificate.
-    pub warnings: Vec<String>,
+    /// Its certificates.
+    pub certificates: Vec<Certificate>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,7 +104,18 @@ async fn serve(stream: tokio::net::TcpStream, tls: &TlsAcceptor, admin: Arc<Admi
     };
     let (reader, mut writer) = tokio::io::split(stream);
     let mut line = String::new();
-    BufReader::new(reader.take(LINE_BYTES_MAX as u64)).read_line(&mut line).await?;
+    let mut reader = BufReader::new(reader.take(LINE_BYTES_MAX as u64));
+    reader.read_line(&mut line).await?;
+    if line.starts_with("GET ") {
+        // The rest of the request says nothing that counts here.
+        let mut rest = String::new();
+        while reader.read_line(&mut rest).await? > 2 {
+            rest.clear();
+        }
+        writer.write_all(metrics::answer(&line, || admin.metrics()).as_bytes()).await?;
+        writer.shutdown().await?;
+        return Ok(());
+    }
     let (tell, mut items) = mpsc::channel::<Value>(256);
     let answer = async {
         let result = match serde_json::from_str::<Request>(&line) {
@@ -449,17 +464,59 @@ impl Admin {
         })
     }
 
+    /// How many messages have a recipient that is held, and how many of these were tried before. The leader knows; another node
+    /// has to look at all of them.
+    async fn count_held(&self) -> (usize, usize) {
+        let (mut held, mut tried) = (0, 0);
+        let mut walk = Walk::new(&self.queue);
+        while let Some(messages) = walk.next().await {
+            let queue = lock(&self.queue);
+            for message in messages.iter().filter(|message| is_held(&queue, message)) {
+                held += 1;
+                tried += usize::from(message.is_deferred());
+            }
+        }
+        (held, tried)
+    }
+
+    /// What a monitoring system reads of this node.
+    fn metrics(&self) -> String {
+        let node = self.cluster.own_report();
+        let about = serde_json::from_slice::<About>(&node.about).unwrap_or_default();
+        let (totals, oldest_ms) = self.extent();
+        let why_not = self.intake.not_accepting().map(|(why, _)| why);
+        let facts = self.facts.get();
+        let sample = metrics::Sample {
+            why_not: why_not.as_deref(),
+            node: &node,
+            about: &about,
+            totals,
+            oldest_ms,
+            held: self.delivery.held(),
+            certificates: &facts.certificates,
+        };
+        sample.text()
+    }
+
+    /// What the queue amounts to, and the age of its oldest message in ms.
+    fn extent(&self) -> (Totals, u64) {
+        let queue = lock(&self.queue);
+        let oldest = queue.ids(None, 1).first().copied();
+        (queue.totals(), oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0)))
+    }
+
     async fn status(&self) -> Value {
         let report = self.cluster.report().await;
         let facts = self.facts.get();
-        let (totals, young, oldest_ms, level) = {
+        let (totals, oldest_ms) = self.extent();
+        let (young, level) = {
             let queue = lock(&self.queue);
-            let oldest = queue.ids(None, 1).first().copied();
-            let oldest_ms = oldest.map_or(0, |id| queue.now().0.saturating_sub(id.born().0));
-            (queue.totals(), queue.young(), oldest_ms, queue.level())
+            (queue.young(), queue.level())
         };
-        // A node that does not lead knows what waits, but not which of it is held: that takes a look at all of it.
-        let held = self.delivery.held();
+        let held = match self.delivery.held() {
+            Some(held) => Some(held),
+            None => timeout(COUNT_PATIENCE, self.count_held()).await.ok(),
+        };
         let deferred = totals.deferred - held.map_or(0, |(_, tried)| tried).min(totals.deferred);
         let about = |node: &Option<NodeReport>| {
             node.as_ref().and_then(|node| serde_json::from_slice::<About>(&node.about).ok())
@@ -506,7 +563,8 @@ impl Admin {
         json!({
             "cluster": self.cluster_id, "version": env!("CARGO_PKG_VERSION"), "config_hash": facts.config_hash,
             "stale": report.stale, "leader": report.leader, "term": report.term, "accepting": why_not.is_none(),
-            "why_not": why_not, "feature_level": level, "nodes": nodes, "warnings": facts.warnings,
+            "why_not": why_not, "feature_level": level, "nodes": nodes,
+            "warnings": facts.certificates.iter().filter_map(Certificate::warning).collect::<Vec<_>>(),
             "queue": {
                 "messages": totals.messages, "bytes": totals.bytes, "deferred": deferred,
                 "held": held.map(|(held, _)| held),
