@@ -31,6 +31,7 @@ use crate::peer::tls::PeerTls;
 use crate::placement::Member;
 use crate::repair;
 use crate::state_machine::{Started, StateMachine};
+use crate::transfer::Transfers;
 use crate::types::Raft;
 
 /// What a node needs to know to take part.
@@ -139,7 +140,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let listener = TcpListener::bind(&listen)
         .await
         .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
-    let local = Arc::new(Local { cluster: cluster.clone(), id, tls });
+    let transfers: Arc<Transfers> = Arc::default();
+    let local = Arc::new(Local { cluster: cluster.clone(), id, tls, transfers: transfers.clone() });
     let peers = members.iter().filter(|(peer, _)| **peer != id);
     let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
     let peers: BTreeMap<u64, Peer> = peers.collect();
@@ -167,6 +169,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             rows: rows.clone(),
             assembly: Mutex::default(),
             installing: tokio::sync::Mutex::default(),
+            transfers,
             machine,
             raft: OnceLock::new(),
             gate: OnceLock::new(),
@@ -179,7 +182,6 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
             is_whole: AtomicBool::new(false),
-            kept: recovered.kept.map(|kept| kept.0),
             about: OnceLock::new(),
             reserve_bytes,
         }),
@@ -338,15 +340,17 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
             }
         }
         let space = cluster.inner.log.space();
+        let short = space.free_bytes < 2 * cluster.inner.reserve_bytes;
         let keep_from = match matched {
             // Room to drain comes before a follower that is away: it gets a snapshot.
-            _ if space.free_bytes < 2 * cluster.inner.reserve_bytes => applied,
+            _ if short => applied,
             Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
             // Entries pin the segments in which their bodies were.
             None if is_wasteful(&space) => applied,
             None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
         };
-        let floor = snapshot.min(keep_from);
+        let sent = cluster.inner.transfers.needed_from(now).filter(|_| !short);
+        let floor = snapshot.min(keep_from).min(sent.unwrap_or(u64::MAX));
         if floor > purged
             && let Err(fatal) = raft.trigger().purge_log(floor - 1).await
         {

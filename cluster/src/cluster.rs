@@ -20,6 +20,7 @@ use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Request};
 use crate::placement::{Member, is_placed};
 use crate::snapshot::Assembly;
+use crate::transfer::Transfers;
 use crate::types::{Raft, position};
 
 /// What a node says of itself.
@@ -81,6 +82,8 @@ pub(crate) struct Inner {
     pub(crate) assembly: Mutex<Assembly>,
     /// Held while a snapshot's bodies are fetched: one at a time.
     pub(crate) installing: tokio::sync::Mutex<()>,
+    /// Snapshots that this node sends.
+    pub(crate) transfers: Arc<Transfers>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,
     pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,
@@ -96,8 +99,6 @@ pub(crate) struct Inner {
     pub(crate) starts: u64,
     /// Set once this node has all that it needs.
     pub(crate) is_whole: AtomicBool,
-    /// After a salvage: bodies up to this index are most likely those of committed entries.
-    pub(crate) kept: Option<u64>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
     /// Room that is kept for draining.

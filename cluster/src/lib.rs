@@ -23,6 +23,7 @@ mod receipt;
 mod repair;
 mod snapshot;
 mod state_machine;
+mod transfer;
 mod types;
 
 #[cfg(test)]

@@ -108,6 +108,11 @@ impl StateMachine {
         Ok((progress.applied.as_ref().map(position), Contents { tables, rows, bodies }))
     }
 
+    /// The position of the last entry that was applied.
+    pub(crate) fn position(&self) -> Option<LogPosition> {
+        lock(&self.progress).applied.as_ref().map(position)
+    }
+
     /// The same, cut into parts.
     pub(crate) async fn snapshot(&self) -> Result<(Option<LogPosition>, VecDeque<Part>), io::Error> {
         let (at, contents) = self.contents().await?;

@@ -77,12 +77,14 @@ fn p10_a_removed_route_holds_or_returns_mail_and_loses_none() {
     away.set_down(true);
 
     // A node that is alone, without a leader, still knows what is held.
-    (1..=2).for_each(|id| nodes.kill(id));
+    let leader = nodes.wait_leader();
+    let down = [leader, leader % 3 + 1];
+    down.iter().for_each(|id| nodes.kill(*id));
     wait_for("the node that is left to miss the others", Duration::from_secs(20), || {
         nodes.status().is_some_and(|status| status["stale"] == true && status["leader"].is_null())
     });
     assert_eq!(held(&nodes), Some(3));
-    (1..=2).for_each(|id| nodes.start(id));
+    down.iter().for_each(|id| nodes.start(*id));
     nodes.wait_accepting();
 
     nodes.route("test.example", customer.address());

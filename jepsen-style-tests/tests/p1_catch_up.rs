@@ -67,3 +67,103 @@ fn p1_a_follower_beyond_the_floor_gets_what_is_still_queued() {
     nodes.wait_drained(Duration::from_secs(40));
     judge(&history, &customer.taken()).assert_good();
 }
+
+/// A line of a node's `/proc/PID/status`, in KiB.
+fn kib(nodes: &Nodes, id: u64, what: &str) -> usize {
+    let pid = nodes.pid(id).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(what)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A node in `status`.
+fn node(nodes: &Nodes, id: u64) -> Option<serde_json::Value> {
+    nodes.status()?["nodes"].as_array()?.iter().find(|n| n["id"] == id).cloned()
+}
+
+/// P1: a snapshot breaks off when its leader dies. The next leader's does not bring again what has come, neither side needs memory for
+/// the bodies, what the follower needs next is kept for it, and nobody calls an election. `HOLDFAST_SNAPSHOT_MIB=2048` for the long run; CI 40.
+#[test]
+fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
+    const BODY: usize = 120_000;
+    let mib: usize = std::env::var("HOLDFAST_SNAPSHOT_MIB").map_or(40, |mib| mib.parse().unwrap());
+    let bodies = (mib << 20) / BODY;
+    let (customer, away) = (Customer::start(), Customer::start());
+    away.set_down(true);
+    let mut nodes = Nodes::prepare(|_, text| {
+        text.replace("[storage]", "[storage]\nkeep_entries = 50")
+            .replace("segment_bytes = \"8MiB\"", "segment_bytes = \"64MiB\"")
+    });
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", away.address());
+    let leader = nodes.wait_leader();
+    let asleep = (1..=3).find(|id| *id != leader).unwrap();
+    let other = 6 - leader - asleep;
+    nodes.kill(asleep);
+    let mut history = Vec::new();
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    for n in 0..bodies {
+        let name = format!("waiting{n:05}");
+        history.push(client.transact(&name, &["r"], &message(&name, BODY)));
+    }
+    assert!(history.iter().all(|s| s.outcome == Outcome::Ok));
+    wait_for("the floor to pass the sleeper", Duration::from_secs(30), || {
+        node(&nodes, leader).is_some_and(|n| n["floor_index"].as_u64() > Some(bodies as u64 / 2))
+    });
+    // Its disk is slow, so that the transfer takes its time.
+    let file = nodes.config(asleep);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[storage]", "[storage]\nsync_delay = \"150ms\"")).unwrap();
+    let before = [leader, other].map(|id| {
+        // Its peak from here on.
+        std::fs::write(format!("/proc/{}/clear_refs", nodes.pid(id).unwrap()), "5").unwrap();
+        kib(&nodes, id, "VmRSS")
+    });
+    nodes.start(asleep);
+    let all = (bodies * BODY) as u64;
+    wait_for("a part of it to come", Duration::from_secs(60), || {
+        node(&nodes, asleep).is_some_and(|n| n["live_body_bytes"].as_u64() > Some(all / 3))
+    });
+    let first_grew = kib(&nodes, leader, "VmHWM").saturating_sub(before[0]);
+    nodes.kill(leader);
+    assert_eq!(nodes.wait_leader(), other, "the follower lacks too much to lead");
+    let term = nodes.status().unwrap()["term"].clone();
+    nodes.start(leader);
+    // Meanwhile mail comes in, far more of it than a leader keeps for a follower that is behind.
+    let said = "the bodies of a snapshot are here";
+    let mut client = Client::connect(other, &nodes.smtp(other)).unwrap();
+    let mut more = 0;
+    wait_for("the rest to come", Duration::from_secs(60 + mib as u64), || {
+        for _ in 0..20 {
+            let name = format!("more{more:05}");
+            history.push(client.transact(&name, &["r"], &message(&name, 500)));
+            more += 1;
+        }
+        nodes.stderr(asleep).contains(said)
+    });
+    assert!(more >= 100 && history.iter().all(|s| s.outcome == Outcome::Ok), "{more}");
+    let stderr = nodes.stderr(asleep);
+    let line = stderr.lines().find(|line| line.contains(said)).unwrap();
+    let field = |name: &str| {
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap();
+        value.parse::<usize>().unwrap()
+    };
+    assert_eq!(field("bodies="), bodies, "{line}");
+    assert!(field("fetched=") > 0 && field("fetched=") < bodies * 3 / 4, "{line}");
+    let last = |id: u64| node(&nodes, id)?["last_index"].as_u64();
+    wait_for("the sleeper to catch up", Duration::from_secs(30), || {
+        last(asleep).is_some() && last(asleep) >= last(other).map(|i| i.saturating_sub(3))
+    });
+    assert_eq!(nodes.status().unwrap()["term"], term, "nobody called an election");
+    assert_eq!(nodes.stderr(asleep).matches(said).count(), 1, "what it needed next was kept for it");
+    let second_grew = kib(&nodes, other, "VmHWM").saturating_sub(before[1]);
+    let whole = kib(&nodes, asleep, "VmHWM");
+    eprintln!("{line}; grew by {first_grew} and {second_grew} KiB; the follower took {whole} KiB in all");
+    assert!(first_grew < 64 << 10 && second_grew < 64 << 10, "{first_grew} and {second_grew} KiB");
+    // All that it ever took, not only for the snapshot.
+    assert!(whole < 128 << 10, "{whole} KiB");
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60 + mib as u64));
+    judge(&history, &customer.taken()).assert_good();
+}

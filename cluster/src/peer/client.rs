@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::frame::{self, Answer, Frame, Hello, PROTOCOL, Purpose, Request};
 use super::tls::{PeerTls, node_name};
 use crate::limits::{CONNECT, REQUESTS_IN_FLIGHT_MAX};
+use crate::transfer::Transfers;
 
 /// Who speaks, and how it proves it.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub(crate) struct Local {
     pub(crate) cluster: String,
     pub(crate) id: u64,
     pub(crate) tls: PeerTls,
+    /// Snapshots that this node sends.
+    pub(crate) transfers: Arc<Transfers>,
 }
 
 /// Why there is no answer.

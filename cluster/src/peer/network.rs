@@ -254,18 +254,24 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let ask = async {
             // The state is read only for a node that is there.
             self.ask(Request::Status, Vec::new(), REQUEST).await?;
+            // Purging does not overtake what is being read and sent.
+            let transfers = &self.local.transfers;
+            transfers.begin(self.target, state_machine.position());
             let (last, mut parts) = state_machine.snapshot().await.map_err(unreachable)?;
             let count = parts.len() as u32;
+            transfers.goes_on(self.target);
             for number in 0..count {
                 let Some(part) = parts.pop_front() else { break };
                 let raw = vec![encode(&part).into()];
                 match self.ask(Request::SnapshotPart { last, number }, raw, SNAPSHOT_PART).await? {
-                    Answer::Done => {}
+                    Answer::Done => transfers.goes_on(self.target),
                     other => return Ok(other),
                 }
             }
             let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
-            self.ask(request, Vec::new(), option.hard_ttl()).await
+            let installed = self.ask(request, Vec::new(), option.hard_ttl()).await;
+            transfers.goes_on(self.target);
+            installed
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
+use holdfast_storage::ReadError;
 use holdfast_storage::codec::{decode, encode};
-use holdfast_storage::{LogPosition, ReadError};
 use openraft::EntryPayload;
-use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, VoteRequest};
 use tokio::io::AsyncWriteExt;
@@ -27,8 +26,9 @@ use crate::cluster::{Cluster, Inner};
 use crate::codec::entry_from_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
-use crate::snapshot::{Manifest, Part};
-use crate::types::{Proposal, Raft, Snapshot, SnapshotMeta, log_id, position, raft_vote, stored_vote};
+use crate::snapshot::Part;
+use crate::transfer;
+use crate::types::{Proposal, Raft, log_id, position, raft_vote, stored_vote};
 
 /// Connections of peers at the same time: each peer has a handful.
 const CONNECTIONS_MAX: usize = 256;
@@ -208,6 +208,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         Request::Past => return plain(Answer::Past(past(cluster))),
         // Also before it takes part: two nodes that lack bodies may each have what the other wants.
         Request::Body(index) => {
+            cluster.inner.transfers.goes_on(from);
             return match cluster.body(index) {
                 Ok(body) => (Answer::Body, body),
                 Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
@@ -283,13 +284,15 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             };
             added.map_or_else(|why| failed(&why), |()| plain(Answer::Done))
         }
-        Request::Snapshot { vote, last, parts } => match install(cluster, raft, last, parts, from).await {
-            Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
-                Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
-                Err(e) => failed(&e),
-            },
-            Err(why) => failed(&why),
-        },
+        Request::Snapshot { vote, last, parts } => {
+            match transfer::receive(cluster, raft, last, parts, from).await {
+                Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
+                    Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
+                    Err(e) => failed(&e),
+                },
+                Err(why) => failed(&why),
+            }
+        }
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
         Request::Seen => plain(Answer::Seen(crate::repair::seen(cluster, raft, from))),
     }
@@ -352,57 +355,4 @@ pub(crate) async fn prepare(cluster: &Cluster) -> Result<(), String> {
     told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     *cluster.inner.prepared.lock().unwrap_or_else(PoisonError::into_inner) = true;
     Ok(())
-}
-
-/// Fetches the bodies that a snapshot needs and this node lacks, so that it can be installed.
-async fn install(
-    cluster: &Cluster,
-    raft: &Raft,
-    last: Option<LogPosition>,
-    parts: u32,
-    from: u64,
-) -> Result<Snapshot, String> {
-    // One at a time: a leader that lost patience sends everything again while the first one still fetches.
-    let _one = cluster.inner.installing.try_lock().map_err(|_| "another snapshot is being installed")?;
-    let contents = {
-        let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
-        assembly.complete((from, last), parts)?
-    };
-    let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
-    let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
-    let term = last.map(|at| at.term).unwrap_or_default();
-    for index in &contents.bodies {
-        // A body at or below what this node applied is the committed one; above, the entry may be another leader's.
-        let is_upto = |last: Option<u64>| last.is_some_and(|last| index.0 <= last);
-        if cluster.inner.log.has_body(*index) && is_upto(known) {
-            continue;
-        }
-        // One that a salvage kept is perhaps that of an entry which was taken back, and the record that said so is lost.
-        if is_upto(cluster.inner.kept)
-            && let Ok((bytes, crc)) = cluster.inner.log.digest(*index)
-            && let Ok((answer, _)) = peer.ask(Request::Digest(*index), Vec::new(), REQUEST).await
-            && answer == Answer::Digest(bytes, crc)
-        {
-            continue;
-        }
-        match peer.ask(Request::Body(*index), Vec::new(), REQUEST).await {
-            Ok((Answer::Body, body)) => {
-                if !cluster.inner.has_room_for(body.len() as u64, 0) {
-                    return Err("no room for the bodies of the snapshot".into());
-                }
-                let (tell, told) = tokio::sync::oneshot::channel();
-                let at = LogPosition { term, index: *index };
-                let body = Bytes::copy_from_slice(&body);
-                cluster.inner.log.store_body(at, body, Box::new(move |r| drop(tell.send(r))));
-                told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-            }
-            // Settled since the snapshot was taken: a later entry says so.
-            Ok((Answer::BodyGone, _)) => {}
-            Ok((answer, _)) => return Err(format!("fetching body {index}: {answer:?}")),
-            Err(e) => return Err(format!("fetching body {index}: {e}")),
-        }
-    }
-    let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
-    let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
-    Ok(Snapshot { meta, snapshot: Manifest::Contents(Box::new(contents)) })
 }

@@ -1,0 +1,161 @@
+//! A snapshot on its way. The leader keeps the entries that its follower needs next; the follower fetches the bodies that it lacks,
+//! some at a time, and does not fetch again what an attempt before this one brought.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use futures_util::{StreamExt, TryStreamExt};
+use holdfast_storage::{Bytes, LogIndex, LogPosition};
+use openraft::async_runtime::WatchReceiver;
+
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::limits::{BODIES_IN_FLIGHT_MAX, REQUEST, TRANSFER_PATIENCE};
+use crate::peer::client::Peer;
+use crate::peer::frame::{Answer, Request};
+use crate::snapshot::Contents;
+use crate::types::{Raft, Snapshot, SnapshotMeta, log_id};
+
+/// Snapshots that this node sends.
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    /// By follower: the first index that is not in its snapshot, and when it was last heard of.
+    under_way: Mutex<BTreeMap<u64, (u64, Instant)>>,
+}
+
+impl Transfers {
+    fn under_way(&self) -> MutexGuard<'_, BTreeMap<u64, (u64, Instant)>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snapshot of a position begins to go to a follower.
+    pub(crate) fn begin(&self, to: u64, at: Option<LogPosition>) {
+        let next = at.map_or(0, |at| at.index.0 + 1);
+        self.under_way().insert(to, (next, clock::now()));
+    }
+
+    /// The follower was heard of: it still fetches, or has just installed the snapshot.
+    pub(crate) fn goes_on(&self, to: u64) {
+        if let Some((_, heard)) = self.under_way().get_mut(&to) {
+            *heard = clock::now();
+        }
+    }
+
+    /// The first index that a follower needs next. One that was not heard of for a while is given up: it gets another snapshot when
+    /// it is back.
+    pub(crate) fn needed_from(&self, now: Instant) -> Option<u64> {
+        let mut under_way = self.under_way();
+        under_way.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < TRANSFER_PATIENCE);
+        under_way.values().map(|(next, _)| *next).min()
+    }
+}
+
+/// Fetches the bodies that a snapshot needs and this node lacks, so that it can be installed.
+///
+/// # Errors
+/// Why it cannot be. What was fetched stays for the next attempt.
+pub(crate) async fn receive(
+    cluster: &Cluster,
+    raft: &Raft,
+    last: Option<LogPosition>,
+    parts: u32,
+    from: u64,
+) -> Result<Snapshot, String> {
+    // One at a time: a leader that lost patience sends everything again while the first one still fetches.
+    let _one = cluster.inner.installing.try_lock().map_err(|_| "another snapshot is being installed")?;
+    let contents = {
+        let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+        assembly.complete((from, last), parts)?
+    };
+    let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
+    let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
+    let term = last.map(|at| at.term).unwrap_or_default();
+    // A body at or below what this node applied is the committed one; another may be that of an entry which was taken back.
+    let is_known =
+        |index: &LogIndex| known.is_some_and(|known| index.0 <= known) && cluster.inner.log.has_body(*index);
+    let wanted: Vec<LogIndex> = contents.bodies.iter().copied().filter(|index| !is_known(index)).collect();
+    let began = clock::now();
+    let fetches = futures_util::stream::iter(wanted).map(|index| {
+        let (cluster, peer) = (cluster.clone(), peer.clone());
+        async move { fetch(&cluster, &peer, LogPosition { term, index }).await }
+    });
+    let fetched: Vec<u64> = fetches.buffer_unordered(BODIES_IN_FLIGHT_MAX).try_collect().await?;
+    tracing::info!(
+        last = %last.map_or(0, |at| at.index.0),
+        rows = contents.rows.len(),
+        bodies = contents.bodies.len(),
+        fetched = fetched.iter().filter(|bytes| **bytes > 0).count(),
+        bytes = fetched.iter().sum::<u64>(),
+        took_ms = clock::now().duration_since(began).as_millis() as u64,
+        "the bodies of a snapshot are here"
+    );
+    snapshot(contents, last)
+}
+
+fn snapshot(contents: Contents, last: Option<LogPosition>) -> Result<Snapshot, String> {
+    let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
+    let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
+    Ok(Snapshot { meta, snapshot: crate::snapshot::Manifest::Contents(Box::new(contents)) })
+}
+
+/// Brings the body of an entry here, unless it is; how many octets came.
+async fn fetch(cluster: &Cluster, peer: &Peer, at: LogPosition) -> Result<u64, String> {
+    let inner = &cluster.inner;
+    if let Ok((bytes, crc)) = inner.log.digest(at.index)
+        && let Ok((answer, _)) = peer.ask(Request::Digest(at.index), Vec::new(), REQUEST).await
+        && answer == Answer::Digest(bytes, crc)
+    {
+        return Ok(0);
+    }
+    match peer.ask(Request::Body(at.index), Vec::new(), REQUEST).await {
+        Ok((Answer::Body, body)) => {
+            if !inner.has_room_for(body.len() as u64, 0) {
+                return Err("no room for the bodies of the snapshot".into());
+            }
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let bytes = body.len() as u64;
+            let body = Bytes::copy_from_slice(&body);
+            inner.log.store_body(at, body, Box::new(move |r| drop(tell.send(r))));
+            told.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+            Ok(bytes)
+        }
+        // Settled since the snapshot was taken: a later entry says so.
+        Ok((Answer::BodyGone, _)) => Ok(0),
+        Ok((answer, _)) => Err(format!("fetching body {}: {answer:?}", at.index)),
+        Err(e) => Err(format!("fetching body {}: {e}", at.index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holdfast_storage::Term;
+
+    use super::*;
+
+    #[test]
+    fn p1_the_entries_behind_a_snapshot_are_kept_for_as_long_as_it_is_fetched() {
+        let transfers = Transfers::default();
+        let at = |index| Some(LogPosition { term: Term(1), index: LogIndex(index) });
+        let now = clock::now();
+        assert_eq!(transfers.needed_from(now), None);
+        transfers.begin(2, at(70));
+        transfers.begin(3, at(50));
+        assert_eq!(transfers.needed_from(now), Some(51));
+        transfers.begin(3, at(90));
+        assert_eq!(transfers.needed_from(now), Some(71), "another snapshot took its place");
+        let late = clock::now() + TRANSFER_PATIENCE - Duration::from_millis(1);
+        assert_eq!(transfers.needed_from(late), Some(71));
+        std::thread::sleep(Duration::from_millis(20));
+        transfers.goes_on(3);
+        assert_eq!(
+            transfers.needed_from(late + Duration::from_millis(10)),
+            Some(91),
+            "the other is given up"
+        );
+        transfers.goes_on(2);
+        assert_eq!(transfers.needed_from(late + TRANSFER_PATIENCE), None);
+    }
+}
