@@ -281,6 +281,8 @@ pub struct Dns {
     pub trust_anchor: PathBuf,
     /// Whether proofs are wanted where no route asks for them.
     pub dnssec: Dnssec,
+    /// Zones that are the operator's own and not signed, though DNSSEC proves that they do not exist (RFC 7646).
+    pub unsigned_zones: Vec<String>,
 }
 
 /// What DNSSEC is for mail whose route does not ask for it.
@@ -564,6 +566,10 @@ impl Config {
         }
         if let Some(text) = dns.servers.iter().find(|text| name_server(text).is_none()) {
             return bad("dns.servers", &format!("`{text}` is not ADDRESS or ADDRESS:PORT"));
+        }
+        let is_zone = |zone: &String| is_domain(zone.trim_end_matches('.'));
+        if let Some(zone) = dns.unsigned_zones.iter().find(|zone| !is_zone(zone)) {
+            return bad("dns.unsigned_zones", &format!("`{zone}` is not a domain"));
         }
         if !(4 << 20..=1 << 30).contains(&storage.segment_bytes.0) {
             return bad("storage.segment_bytes", "must be 4MiB to 1GiB");

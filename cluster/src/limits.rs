@@ -19,7 +19,7 @@ pub(crate) const SNAPSHOT_BYTES_MAX: usize = 8 << 30;
 /// Bodies of a snapshot that a follower fetches at the same time: a few MiB of memory on either side.
 pub(crate) const BODIES_IN_FLIGHT_MAX: usize = 32;
 /// For so long after a follower that gets a snapshot was last heard of, the entries that it needs next are kept for it.
-pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(300);
 /// Append messages on their way to one follower.
 pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 32;
 /// Requests on their way to one peer on one connection. More wait.

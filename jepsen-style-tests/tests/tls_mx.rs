@@ -154,7 +154,7 @@ fn dane_records(digest: &str) -> String {
     // Its TLSA records are in a zone that is signed and does not answer.
     text += &format!("_tcp.lost NS nowhere\n_tcp.lost DS 1 13 2 {}\n", "1".repeat(64));
     // An MX elsewhere, whatever zone this is.
-    text + "m-away MX 10 wrong.signed.test.\nm-near MX 10 good.signed.test.\n"
+    text + "m-away MX 10 wrong.signed.test.\nm-near MX 10 good.signed.test.\nm-lured MX 10 good.forged.test.\n"
 }
 
 #[test]
@@ -173,6 +173,8 @@ fn dane_is_used_wherever_it_is_published() {
         ("m-pkixclear.signed.test", "TLS is required, but pkixclear.signed.test does not offer it"),
         ("m-lost.signed.test", "4.7.5 TLSA of lost.signed.test"),
         ("m-good.forged.test", "4.4.3 MX of m-good.forged.test"),
+        // The MX is proven, and the addresses of its host are forged.
+        ("m-lured.signed.test", "4.4.3 host good.forged.test"),
     ];
     send(&nodes, &waits.map(|(domain, _)| domain));
     for (domain, reason) in waits {

@@ -1,5 +1,5 @@
-//! The DNS edge, by hickory: records of one name and type, by way of its aliases, and whether DNSSEC proves them (RFC 4035). What
-//! they mean for mail stands in [`super::resolve`].
+//! The DNS edge, by hickory: records of one name and type, and whether DNSSEC proves them (RFC 4035), as [`super::answer`] judges it.
+//! What they mean for mail stands in [`super::resolve`].
 //!
 //! A careful look-up wants a proof where there can be one. One that fails its proof is not believed, unless no proof is to be had
 //! from these name servers at all, not even of the zone in which trust begins: then, by setting, mail goes on as if there were no
@@ -14,61 +14,16 @@ use anyhow::Context;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::dnssec::TrustAnchors;
-use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::proto::rr::RecordType;
 
+use super::answer::{Denial, Found, Nothing, denial, denied, follow};
 use crate::clock;
 use crate::config::{Dns as Settings, Dnssec, name_server};
 
-/// Aliases that are followed for one name.
-const ALIASES_MAX: usize = 8;
 /// For so long it is known whether these name servers give proofs.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
-
-/// Records of one name and type.
-#[derive(Debug, PartialEq)]
-pub(super) struct Found {
-    /// Whose they are: the name that was asked for, or what it is an alias of.
-    pub(super) owner: String,
-    pub(super) records: Vec<RData>,
-    /// Whether each of them, and each alias on the way, is signed up to the trust anchor.
-    pub(super) secure: bool,
-}
-
-/// Why there are none.
-#[derive(Debug, PartialEq)]
-pub(super) enum Nothing {
-    /// The name does not exist.
-    NoName,
-    /// The name has none of this type.
-    NoRecords,
-    /// It could not be found out, or what was found out is not to be believed.
-    Failed(String),
-}
-
-pub(super) fn text(name: &Name) -> String {
-    name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
-}
-
-/// Finds the records of `name` in an answer, by way of its aliases. Whatever else stands in it counts for nothing, however well it
-/// is signed: it may be somebody else's.
-fn follow(answers: &[Record], name: &str, kind: RecordType) -> Option<Found> {
-    let mut owner = name.trim_end_matches('.').to_ascii_lowercase();
-    let mut secure = true;
-    for _ in 0..ALIASES_MAX {
-        let of = |kind| answers.iter().filter(move |r| r.record_type() == kind);
-        let own: Vec<&Record> = of(kind).filter(|r| text(&r.name) == owner).collect();
-        if !own.is_empty() {
-            secure &= own.iter().all(|r| r.proof.is_secure());
-            return Some(Found { owner, records: own.iter().map(|r| r.data.clone()).collect(), secure });
-        }
-        let alias = of(RecordType::CNAME).find(|r| text(&r.name) == owner)?;
-        let RData::CNAME(to) = &alias.data else { return None };
-        secure &= alias.proof.is_secure();
-        owner = text(&to.0);
-    }
-    None
-}
 
 /// The zone of the first key in a file of trust anchors: the first word of the first line that holds any.
 fn first_zone(anchors: &str) -> Option<String> {
@@ -82,7 +37,11 @@ pub(super) struct Dns {
     plain: Option<TokioResolver>,
     /// Checks signatures and says of each record whether it is secure.
     validating: Option<TokioResolver>,
+    /// The same, without a memory.
+    probing: Option<TokioResolver>,
     policy: Dnssec,
+    /// Zones of which no proof is wanted, and what is below them.
+    unsigned: Vec<String>,
     /// Where trust begins.
     anchor: String,
     /// Whether these name servers gave a proof of that when last asked.
@@ -121,32 +80,79 @@ impl Dns {
         if plain.is_none() {
             tracing::warn!("no name server is configured");
         }
-        let validating = builder().and_then(|mut builder| {
+        let anchors = Arc::new(anchors);
+        let validating = |cache: bool| {
+            let mut builder = builder()?;
+            let options = builder.options_mut();
             // What the machine's hosts file says is not signed.
-            builder.options_mut().use_hosts_file = ResolveHosts::Never;
-            builder.with_trust_anchor(Arc::new(anchors)).build().ok()
-        });
-        Ok(Dns { plain, validating, policy: settings.dnssec, anchor, gives_proofs: Mutex::default() })
+            options.use_hosts_file = ResolveHosts::Never;
+            if !cache {
+                options.cache_size = 0;
+            }
+            builder.with_trust_anchor(anchors.clone()).build().ok()
+        };
+        let unsigned = settings.unsigned_zones.iter();
+        Ok(Dns {
+            plain,
+            validating: validating(true),
+            probing: validating(false),
+            policy: settings.dnssec,
+            unsigned: unsigned.map(|zone| zone.trim_end_matches('.').to_ascii_lowercase()).collect(),
+            anchor,
+            gives_proofs: Mutex::default(),
+        })
     }
 
     /// Looks up without a proof: nothing that is found is secure.
     pub(super) async fn plainly(&self, name: &str, kind: RecordType) -> Result<Found, Nothing> {
-        let found = look_up(self.plain.as_ref(), name, kind).await?;
-        Ok(Found { secure: false, ..found })
+        let Some(resolver) = &self.plain else { return Err(no_server()) };
+        match resolver.lookup(whole(name), kind).await {
+            Ok(found) => {
+                let found = follow(found.answers(), name, kind).ok_or(Nothing::NoRecords)?;
+                Ok(Found { secure: false, begins_secure: false, ..found })
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => Err(denied(&answer)),
+            Err(e) => Err(Nothing::Failed(e.to_string())),
+        }
     }
 
     /// Looks up with a proof, or with a proof that there is none to be had. What fails it is not believed.
     pub(super) async fn strictly(&self, name: &str, kind: RecordType) -> Result<Found, Nothing> {
-        look_up(self.validating.as_ref(), name, kind).await
+        let Some(resolver) = &self.validating else { return Err(no_server()) };
+        let unproven = || Err(Nothing::Failed("nothing proves that there is none".into()));
+        match resolver.lookup(whole(name), kind).await {
+            Ok(found) => follow(found.answers(), name, kind).map_or_else(unproven, Ok),
+            Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => match denial(&answer) {
+                Denial::Good => Err(denied(&answer)),
+                Denial::Foreign => unproven(),
+                Denial::Bare if is_unsigned(resolver, answer.query.name().to_ascii()).await => {
+                    Err(denied(&answer))
+                }
+                Denial::Bare => unproven(),
+            },
+            // The zone is signed in a way that proves no denial (RFC 9276 §3.2), which is itself proven.
+            Err(NetError::Dns(DnsError::Nsec { proof, .. })) if proof.is_insecure() => {
+                self.plainly(name, kind).await
+            }
+            Err(e) => Err(Nothing::Failed(e.to_string())),
+        }
     }
 
     /// Looks up with as much proof as these name servers give.
     pub(super) async fn carefully(&self, name: &str, kind: RecordType) -> Result<Found, Nothing> {
-        if self.policy == Dnssec::Off {
+        let within = |zone: &String| {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            name == *zone || name.strip_suffix(zone.as_str()).is_some_and(|rest| rest.ends_with('.'))
+        };
+        if self.policy == Dnssec::Off || self.unsigned.iter().any(within) {
+            return self.plainly(name, kind).await;
+        }
+        let is_auto = self.policy == Dnssec::Auto;
+        if is_auto && self.known() == Some(false) {
             return self.plainly(name, kind).await;
         }
         match self.strictly(name, kind).await {
-            Err(Nothing::Failed(_)) if self.policy == Dnssec::Auto && self.gives_no_proofs().await => {
+            Err(Nothing::Failed(_)) if is_auto && self.gives_no_proofs().await => {
                 self.plainly(name, kind).await
             }
             found => found,
@@ -161,20 +167,32 @@ impl Dns {
         if addresses.is_empty() { Err("has no address".into()) } else { Ok(addresses) }
     }
 
+    /// Whether these name servers give proofs, if that was asked not long ago.
+    fn known(&self) -> Option<bool> {
+        let (since, gives) = (*self.gives_proofs.lock().unwrap_or_else(PoisonError::into_inner))?;
+        (clock::now().duration_since(since) < KNOWN_FOR).then_some(gives)
+    }
+
     /// Whether these name servers answer, and do not pass on what proofs are made of: some strip it, and no record of the zone in
     /// which trust begins is secure then. Name servers that do not answer say nothing of it.
     async fn gives_no_proofs(&self) -> bool {
-        let before = *self.gives_proofs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((since, gives)) = before
-            && clock::now().duration_since(since) < KNOWN_FOR
-        {
+        if let Some(gives) = self.known() {
             return !gives;
         }
-        let gives = self.strictly(&self.anchor, RecordType::SOA).await.is_ok_and(|found| found.secure);
-        if !gives && self.plainly(&self.anchor, RecordType::SOA).await.is_err() {
-            return false;
+        let (Some(probing), Some(plain)) = (&self.probing, &self.plain) else { return false };
+        let found = probing.lookup(whole(&self.anchor), RecordType::SOA).await;
+        let own = found.ok().and_then(|found| follow(found.answers(), &self.anchor, RecordType::SOA));
+        let gives = own.is_some_and(|found| found.secure);
+        if !gives {
+            // Any answer is one, also that the name servers know nothing of that zone.
+            match plain.lookup(whole(&self.anchor), RecordType::SOA).await {
+                Ok(_) | Err(NetError::Dns(_)) => {}
+                Err(_) => return false,
+            }
         }
-        *self.gives_proofs.lock().unwrap_or_else(PoisonError::into_inner) = Some((clock::now(), gives));
+        let now = Some((clock::now(), gives));
+        let before =
+            std::mem::replace(&mut *self.gives_proofs.lock().unwrap_or_else(PoisonError::into_inner), now);
         if !gives && before.is_none_or(|(_, gave)| gave) {
             tracing::warn!(
                 zone = self.anchor,
@@ -186,62 +204,30 @@ impl Dns {
     }
 }
 
-async fn look_up(resolver: Option<&TokioResolver>, name: &str, kind: RecordType) -> Result<Found, Nothing> {
-    let Some(resolver) = resolver else {
-        return Err(Nothing::Failed("no name server is configured".into()));
-    };
-    // A name is whole as it stands: no search list is tried.
-    let found = match resolver.lookup(format!("{}.", name.trim_end_matches('.')), kind).await {
-        Ok(found) => found,
-        Err(e) if e.is_nx_domain() => return Err(Nothing::NoName),
-        Err(e) if e.is_no_records_found() => return Err(Nothing::NoRecords),
-        Err(e) => return Err(Nothing::Failed(e.to_string())),
-    };
-    follow(found.answers(), name, kind).ok_or(Nothing::NoRecords)
+fn no_server() -> Nothing {
+    Nothing::Failed("no name server is configured".into())
+}
+
+/// A name is whole as it stands: no search list is tried.
+fn whole(name: &str) -> String {
+    format!("{}.", name.trim_end_matches('.'))
+}
+
+/// Whether the zone of a name is proven to be unsigned: its SOA comes with every denial.
+async fn is_unsigned(resolver: &TokioResolver, name: String) -> bool {
+    match resolver.lookup(whole(&name), RecordType::SOA).await {
+        Ok(found) => {
+            let own = found.answers().iter().filter(|r| r.record_type() == RecordType::SOA);
+            own.into_iter().any(|r| r.name.to_ascii() == name && r.proof.is_insecure())
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => denial(&answer) == Denial::Good,
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_resolver::proto::dnssec::Proof;
-    use hickory_resolver::proto::rr::rdata::{A, CNAME};
-
     use super::*;
-
-    fn record(owner: &str, data: RData, proof: Proof) -> Record {
-        let mut record = Record::from_rdata(Name::from_ascii(owner).unwrap(), 60, data);
-        record.proof = proof;
-        record
-    }
-
-    fn a(last: u8) -> RData {
-        RData::A(A::new(192, 0, 2, last))
-    }
-
-    fn alias(to: &str) -> RData {
-        RData::CNAME(CNAME(Name::from_ascii(to).unwrap()))
-    }
-
-    /// An answer may hold records of somebody who signs as well as anybody.
-    #[test]
-    fn only_records_of_the_name_that_was_asked_for_count() {
-        use Proof::{Indeterminate, Insecure, Secure};
-        let evil = || record("mx.evil.example.", a(66), Secure);
-        let found = |answers: &[Record]| {
-            follow(answers, "MX.victim.example", RecordType::A).map(|f| (f.owner, f.records.len(), f.secure))
-        };
-        let own = |proof| record("mx.victim.example.", a(1), proof);
-        let owner = || "mx.victim.example".to_string();
-        assert_eq!(found(&[evil(), own(Secure), evil()]), Some((owner(), 1, true)));
-        assert_eq!(found(&[evil()]), None);
-        assert_eq!(found(&[evil(), own(Insecure)]), Some((owner(), 1, false)));
-        assert_eq!(found(&[own(Secure), own(Indeterminate)]), Some((owner(), 2, false)));
-        let to = |name: &str, proof| record("mx.victim.example.", alias(name), proof);
-        let host = |proof| record("host.example.", a(2), proof);
-        let other = || "host.example".to_string();
-        assert_eq!(found(&[host(Secure), to("host.example.", Secure), evil()]), Some((other(), 1, true)));
-        assert_eq!(found(&[host(Secure), to("host.example.", Insecure)]), Some((other(), 1, false)));
-        assert_eq!(found(&[to("mx.victim.example.", Secure)]), None, "an alias of itself");
-    }
 
     #[test]
     fn trust_begins_in_the_zone_of_the_first_key() {

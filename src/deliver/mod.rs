@@ -1,8 +1,9 @@
-//! Handing mail on. `fate` decides what a reply means, `need` what TLS a host gets, `dane` and `mta_sts` what a certificate and a
-//! policy are worth (pure); the rest acts: `route` and `resolve` find hosts by way of `dns` and `policies`, `connection` speaks SMTP to
+//! Handing mail on. `fate` decides what a reply means, `need` what TLS a host gets, `answer`, `dane` and `mta_sts` what an answer of DNS, a
+//! certificate and a policy are worth (pure); the rest acts: `route` and `resolve` find hosts by way of `dns` and `policies`, `connection` speaks SMTP to
 //! one, `transaction` hands over one message, `outcome` turns the result into log lines, notices and settlements, `leader` runs it all
 //! while this node leads.
 
+mod answer;
 pub mod connection;
 mod dane;
 mod dns;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -16,10 +16,12 @@ use hyper::header::{CONTENT_TYPE, HOST, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::dns::{Dns, Nothing};
+use super::answer::Nothing;
+use super::dns::Dns;
 use super::mta_sts::{Announced, Kept, POLICY_BYTES_MAX, Policy, fetch, record_id};
 use super::tls::{ClientTls, Trust};
 use crate::clock;
@@ -32,19 +34,25 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 /// Addresses of a policy's host that are tried.
 const ADDRESSES_MAX: usize = 4;
 /// Policies that are fetched at the same time.
-const FETCHES_MAX: usize = 16;
+const FETCHES_MAX: usize = 64;
 
 /// Policies that are known.
 pub struct Policies {
     began: Instant,
     kept: Mutex<BTreeMap<String, Kept>>,
     /// Whoever fetches a domain's policy holds its lock; the others that want it wait and then find it.
-    fetching: [tokio::sync::Mutex<()>; FETCHES_MAX],
+    fetching: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    room: Semaphore,
 }
 
 impl Default for Policies {
     fn default() -> Policies {
-        Policies { began: clock::now(), kept: Mutex::default(), fetching: Default::default() }
+        Policies {
+            began: clock::now(),
+            kept: Mutex::default(),
+            fetching: Mutex::default(),
+            room: Semaphore::new(FETCHES_MAX),
+        }
     }
 }
 
@@ -62,29 +70,41 @@ impl Policies {
         let announced = announced(domain, dns).await;
         let due = || fetch(self.kept().get(domain), &announced, self.now());
         if due().is_some() {
-            let shard = crc32fast::hash(domain.as_bytes()) as usize % FETCHES_MAX;
-            let _one_at_a_time = self.fetching[shard].lock().await;
-            if let Some(id) = due() {
-                let fetched = timeout(FETCH_TIMEOUT, get(domain, dns, tls)).await;
-                let fetched = fetched.unwrap_or_else(|_| Err(anyhow::anyhow!("timed out")));
-                let now = self.now();
-                let mut kept = self.kept();
-                let entry = match fetched {
-                    Ok(policy) => Kept::after_fetch(&id, policy, now),
-                    Err(why) => {
-                        tracing::warn!(
-                            domain,
-                            why = format!("{why:#}"),
-                            "no MTA-STS policy could be fetched"
-                        );
-                        Kept::after_failure(kept.get(domain), &id, now)
-                    }
-                };
-                kept.insert(domain.to_owned(), entry);
-                make_room(&mut kept, WEIGHT_MAX);
+            let lock = {
+                let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+                fetching.retain(|_, lock| Arc::strong_count(lock) > 1);
+                fetching.entry(domain.to_owned()).or_default().clone()
+            };
+            let knows = self.kept().get(domain).is_some_and(|kept| kept.valid(self.now()).is_some());
+            // Who has one that counts waits for nobody.
+            let turn = if knows { lock.try_lock().ok() } else { Some(lock.lock().await) };
+            if turn.is_some()
+                && let Some(id) = due()
+            {
+                self.renew(domain, &id, dns, tls).await;
             }
         }
         self.kept().get(domain)?.valid(self.now()).cloned()
+    }
+
+    /// Fetches a policy, and keeps it or that it could not be fetched.
+    async fn renew(&self, domain: &str, id: &str, dns: &Dns, tls: &ClientTls) {
+        let fetched = timeout(FETCH_TIMEOUT, async {
+            let _room = self.room.acquire().await?;
+            get(domain, dns, tls).await
+        });
+        let fetched = fetched.await.unwrap_or_else(|_| Err(anyhow::anyhow!("timed out")));
+        let now = self.now();
+        let mut kept = self.kept();
+        let entry = match fetched {
+            Ok(policy) => Kept::after_fetch(id, policy, now),
+            Err(why) => {
+                tracing::warn!(domain, why = format!("{why:#}"), "no MTA-STS policy could be fetched");
+                Kept::after_failure(kept.get(domain), id, now)
+            }
+        };
+        kept.insert(domain.to_owned(), entry);
+        make_room(&mut kept, WEIGHT_MAX);
     }
 }
 
@@ -161,10 +181,14 @@ async fn get(domain: &str, dns: &Dns, tls: &ClientTls) -> anyhow::Result<Policy>
         let Ok(text) = std::str::from_utf8(&body) else { bail!("it is no text") };
         Policy::parse(text).map_err(anyhow::Error::msg)
     };
+    let mut ask = std::pin::pin!(ask);
     tokio::select! {
-        policy = ask => policy,
-        // It goes on until the request is answered or lost.
-        Err(e) = connection => Err(e.into()),
+        policy = &mut ask => policy,
+        // What came before the connection ended may be all of it: many hosts end TLS without saying so.
+        ended = connection => {
+            let policy = ask.await;
+            policy.or_else(|why| ended.map_err(anyhow::Error::from).and(Err(why)))
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use hickory_resolver::proto::rr::{RData, RecordType};
 
+use super::answer::{Found, Nothing, text};
 use super::dane::{self, Anchors};
-use super::dns::{Dns, Found, Nothing, text};
+use super::dns::Dns;
 use super::need::{Candidate, Need, Tlsa, need};
 use super::policies::Policies;
 use super::route::{Target, Way};
@@ -150,8 +151,9 @@ impl Resolve {
         }
     }
 
-    /// A host's addresses and its TLSA records, which are looked for only if the addresses are secure (RFC 7672 §2.2.2). If its name
-    /// is an alias and the whole way is secure, the records of what it stands for come first, those of the alias second.
+    /// A host's addresses and its TLSA records, which are looked for only if what stands at its name is secure (RFC 7672 §2.2.2). If
+    /// its name is an alias and the whole way is secure, the records of what it stands for come first, those of the alias second.
+    /// The machine's hosts file is not asked: what it says is not signed, and a stranger's word must not pass for it.
     async fn with_tlsa(
         &self,
         name: &str,
@@ -162,8 +164,9 @@ impl Resolve {
         if let Ok(address) = name.parse::<IpAddr>() {
             return Ok((vec![address], Tlsa::None(format!("4.7.5 {name} is no name, and DANE needs one"))));
         }
-        let (mut addresses, mut names) = (Vec::new(), Vec::new());
-        let (mut failed, mut is_secure) = (None, true);
+        let mut families: Vec<Vec<IpAddr>> = Vec::new();
+        let mut names = Vec::new();
+        let (mut failed, mut is_secure, mut begins_secure) = (None, true, true);
         let (v6, v4) = tokio::join!(
             self.look_up(name, RecordType::AAAA, policy),
             self.look_up(name, RecordType::A, policy)
@@ -183,24 +186,28 @@ impl Resolve {
                 }
             };
             is_secure &= found.secure;
-            addresses.extend(found.records.iter().filter_map(|data| match data {
+            begins_secure &= found.begins_secure;
+            let address = |data: &RData| match data {
                 RData::A(a) => Some(IpAddr::V4(a.0)),
                 RData::AAAA(a) => Some(IpAddr::V6(a.0)),
                 _ => None,
-            }));
+            };
+            families.push(found.records.iter().filter_map(address).collect());
             if !names.contains(&found.owner) {
                 names.push(found.owner);
             }
         }
+        let addresses = by_turns(families);
         if addresses.is_empty() {
-            let why = format!("4.4.3 host {name}: {}", failed.unwrap_or_else(|| "has no address".into()));
-            // What the machine's own hosts file says is not signed, and no name server's word.
-            return match self.addresses(name).await {
-                Ok(addresses) if policy != TlsPolicy::Dane => Ok((addresses, Tlsa::None(why))),
-                _ => Err(why),
-            };
+            return Err(format!(
+                "4.4.3 host {name}: {}",
+                failed.unwrap_or_else(|| "it has no address".into())
+            ));
         }
-        if !is_secure {
+        if !is_secure && begins_secure {
+            // It is a secure alias of what is not: only its own records can be (RFC 7672 §2.2.3).
+            names.clear();
+        } else if !is_secure {
             let why = format!("4.7.5 the addresses of {name} are not secured by DNSSEC");
             return Ok((addresses, Tlsa::None(why)));
         }
@@ -277,5 +284,37 @@ impl Resolve {
             return Ok(Hops { hosts: vec![(domain.into(), 25)], are_proven: true });
         }
         Ok(Hops { hosts: hosts.into_iter().map(|(_, _, name)| (name, 25)).collect(), are_proven })
+    }
+}
+
+/// Addresses of several families, one of each by turns: of those that are tried none is left out because another has many.
+fn by_turns(families: Vec<Vec<IpAddr>>) -> Vec<IpAddr> {
+    let mut families: Vec<_> = families.into_iter().map(Vec::into_iter).collect();
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(families.iter_mut().filter_map(Iterator::next));
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_family_of_addresses_is_left_out() {
+        let family = |v6: bool, count: u8| -> Vec<IpAddr> {
+            let one = |n| {
+                if v6 { IpAddr::from([0, 0, 0, 0, 0, 0, 0, n as u16]) } else { IpAddr::from([10, 0, 0, n]) }
+            };
+            (1..=count).map(one).collect()
+        };
+        let all = by_turns(vec![family(true, 9), family(false, 2)]);
+        assert_eq!(all.len(), 11);
+        assert_eq!(all.iter().take(ADDRESSES_MAX).filter(|a| a.is_ipv4()).count(), 2);
+        assert!(by_turns(Vec::new()).is_empty());
     }
 }

@@ -266,12 +266,15 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                 Here::Unknown => plain(Answer::Unknown),
             }
         }
-        Request::Digest(index) if !has_applied(cluster, index) => failed(&"it is not here yet"),
-        Request::Digest(index) => match cluster.inner.log.digest(index) {
-            Ok((bytes, crc)) => plain(Answer::Digest(bytes, crc)),
-            Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
-            Err(e) => failed(&e),
-        },
+        Request::Digest(index) => {
+            cluster.inner.transfers.goes_on(from);
+            match cluster.inner.log.digest(index) {
+                _ if !has_applied(cluster, index) => failed(&"it is not here yet"),
+                Ok((bytes, crc)) => plain(Answer::Digest(bytes, crc)),
+                Err(ReadError::Absent(_)) => plain(Answer::BodyGone),
+                Err(e) => failed(&e),
+            }
+        }
         Request::SnapshotPart { last, number } => {
             let part = tokio::task::spawn_blocking(move || decode::<Part>("snapshot part", &raw)).await;
             let added = match part {
