@@ -29,7 +29,7 @@ const VALID_DAYS: i64 = 825;
 /// Warned of this long before they expire.
 const WARN_DAYS: i64 = 30;
 
-/// The cluster's authority while `init` runs.
+/// The cluster's authority, as `ca.key` makes it.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
@@ -76,6 +76,20 @@ impl Authority {
         write_new(&dir.join("ca.crt"), &certificate.pem(), 0o644)?;
         write_new(&dir.join("ca.key"), &key.serialize_pem(), 0o600)?;
         Ok(Authority { issuer: Issuer::new(params, key) })
+    }
+
+    /// The authority that [`Authority::create`] made.
+    ///
+    /// # Errors
+    /// If its files cannot be read.
+    pub fn open(dir: &Path) -> anyhow::Result<Authority> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+        };
+        let key = KeyPair::from_pem(&read("ca.key")?).with_context(|| format!("{}/ca.key", dir.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&read("ca.crt")?, key);
+        Ok(Authority { issuer: issuer.with_context(|| format!("{}/ca.crt", dir.display()))? })
     }
 
     fn issue(&self, names: Vec<String>, common_name: &str, days: i64) -> anyhow::Result<(String, String)> {

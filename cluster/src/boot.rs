@@ -23,6 +23,7 @@ use crate::durability::Gate;
 use crate::limits::{APPEND_ENTRIES_MAX, REQUEST};
 use crate::log_store::LogStore;
 use crate::machine::Machine;
+use crate::membership;
 use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Past, Request};
 use crate::peer::network::Network;
@@ -142,9 +143,11 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
     let transfers: Arc<Transfers> = Arc::default();
     let local = Arc::new(Local { cluster: cluster.clone(), id, tls, transfers: transfers.clone() });
-    let peers = members.iter().filter(|(peer, _)| **peer != id);
-    let peers = peers.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone())));
-    let peers: BTreeMap<u64, Peer> = peers.collect();
+    let connect = |members: &BTreeMap<u64, Member>| -> BTreeMap<u64, Peer> {
+        let others = members.iter().filter(|(peer, _)| **peer != id);
+        others.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone()))).collect()
+    };
+    let mut peers = connect(&members);
     let identity = Identity { cluster, node: id };
     let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
         Err(OpenError::Lost(damage)) if !peers.is_empty() => {
@@ -161,6 +164,16 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let (state_machine, applied) =
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
+    // The file says who the members were; the log knows who they are.
+    let mut known = state_machine.members();
+    if known.is_empty() {
+        known = members.clone();
+    } else if known.keys().ne(members.keys()) || known.iter().any(|(id, m)| members[id].address != m.address)
+    {
+        peers = connect(&known);
+    }
+    let addresses = known.iter().filter(|(peer, _)| **peer != id).map(|(id, m)| (*id, m.address.clone()));
+    let addresses: BTreeMap<u64, String> = addresses.collect();
     let promise = Duration::from_millis(election_ms.1);
     let cluster = Cluster {
         inner: Arc::new(Inner {
@@ -174,6 +187,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             raft: OnceLock::new(),
             gate: OnceLock::new(),
             peers: Mutex::new(peers.clone()),
+            local: local.clone(),
             configured: members.clone(),
             applied: applied.clone(),
             heard: Mutex::new(began),
@@ -222,6 +236,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         .map_err(|e| StartError::State(format!("starting consensus: {e}")))?;
     drop(cluster.inner.gate.set(Gate::new(raft.clone())));
     drop(cluster.inner.raft.set(raft.clone()));
+    tokio::spawn(membership::follow(cluster.clone(), raft.clone(), addresses));
     if form {
         raft.initialize(members).await.map_err(|e| StartError::State(format!("first formation: {e}")))?;
     }
@@ -241,7 +256,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
     repair::mend(&cluster, &peers, applied, &needed).await.map_err(StartError::State)?;
     cluster.inner.is_whole.store(true, Ordering::Relaxed);
-    tokio::spawn(repair::watch(cluster.clone(), peers));
+    tokio::spawn(repair::watch(cluster.clone()));
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {
@@ -260,7 +275,7 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
     let inner = &cluster.inner;
     let lowest = inner.configured.keys().min().copied().unwrap_or(inner.id);
     let was_prepared = || *inner.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut said = false;
+    let mut said = None;
     loop {
         let others: Vec<(u64, Peer)> = {
             let peers = inner.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -269,7 +284,7 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
         let asks = others.iter().map(|(id, peer)| async move {
             (*id, peer.ask(Request::Past, Vec::new(), Duration::from_secs(1)).await)
         });
-        let mut empty = 1;
+        let (mut empty, mut stranger) = (1, None);
         for (id, answer) in futures_util::future::join_all(asks).await {
             match answer {
                 Ok((Answer::Past(Past::Pristine | Past::Prepared), _)) => empty += 1,
@@ -279,6 +294,7 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
                     }
                     return Ok(false); // the formation that this node agreed to has happened
                 }
+                Ok((Answer::Past(Past::Formed(_)), _)) => stranger = Some(id),
                 _ => {}
             }
         }
@@ -293,9 +309,16 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
         if was_prepared() && inner.id != lowest {
             return Ok(false); // the lowest id forms it, and this node follows
         }
-        if !said {
-            tracing::info!("waiting for all initial members: each must be present and empty");
-            said = true;
+        if said != Some(stranger.is_some()) {
+            match stranger {
+                Some(by) => tracing::info!(
+                    by,
+                    "there is a cluster, and this node is not one of its members: waiting for `holdfast cluster add {}`",
+                    inner.id
+                ),
+                None => tracing::info!("waiting for all initial members: each must be present and empty"),
+            }
+            said = Some(stranger.is_some());
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

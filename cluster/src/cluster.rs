@@ -16,7 +16,7 @@ use crate::clock;
 use crate::durability::{Frontier, Gate};
 use crate::lease::{FinalDotPermit, Lease};
 use crate::machine::{Machine, Refusal};
-use crate::peer::client::Peer;
+use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Request};
 use crate::placement::{Member, is_placed};
 use crate::snapshot::Assembly;
@@ -86,7 +86,10 @@ pub(crate) struct Inner {
     pub(crate) transfers: Arc<Transfers>,
     pub(crate) raft: OnceLock<Raft>,
     pub(crate) gate: OnceLock<Gate>,
+    /// Connections to the other members.
     pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,
+    /// Who this node is among them.
+    pub(crate) local: Arc<Local>,
     /// Members as the node file says; the membership counts once there is one.
     pub(crate) configured: BTreeMap<u64, Member>,
     pub(crate) applied: watch::Receiver<u64>,
@@ -163,6 +166,10 @@ impl Cluster {
     /// The leader as this node knows it; may be out of date.
     pub fn leader(&self) -> Option<u64> {
         self.raft().server_metrics().borrow_watched().current_leader
+    }
+
+    pub(crate) fn peers(&self) -> BTreeMap<u64, Peer> {
+        self.inner.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn peer(&self, id: u64) -> Option<Peer> {

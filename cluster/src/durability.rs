@@ -1,7 +1,7 @@
 //! Waiting until an entry is durable where it must be. One task watches what the leader knows of each node's synced log and
 //! wakes those whose entry the frontier has passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_storage::{LogIndex, LogPosition, Term};
 use openraft::async_runtime::WatchReceiver;
@@ -59,11 +59,14 @@ impl Gate {
     }
 }
 
-/// Members and term as they are now.
+/// Voters and term as they are now.
 fn who(raft: &Raft) -> (BTreeMap<u64, Member>, Term) {
     let server = raft.server_metrics();
     let server = server.borrow_watched();
-    let members = server.membership_config.nodes().map(|(id, node)| (*id, node.clone())).collect();
+    // Who does not vote yet may be sent away, and takes no part in a quorum.
+    let voters: BTreeSet<u64> = server.membership_config.voter_ids().collect();
+    let members = server.membership_config.nodes().filter(|(id, _)| voters.contains(id));
+    let members = members.map(|(id, node)| (*id, node.clone())).collect();
     (members, Term(server.vote.leader_id().term))
 }
 

@@ -16,6 +16,7 @@ pub mod lease;
 mod limits;
 mod log_store;
 mod machine;
+mod membership;
 mod peer;
 pub mod placement;
 mod proposal;
@@ -35,6 +36,7 @@ pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport,
 pub use lease::FinalDotPermit;
 pub use limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
 pub use machine::{Applied, ApplyError, Delta, Machine, Origin, Reading, Refusal, Rows, Whole};
+pub use membership::ChangeError;
 pub use peer::tls::{PeerTls, TlsFault, node_name};
 pub use placement::{Member, Placement};
 pub use proposal::{Fence, ProposeError, Proposed};

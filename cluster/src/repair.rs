@@ -268,13 +268,13 @@ pub(crate) async fn mend(
 }
 
 /// Fetches what is found damaged while the node runs. Ends with the node.
-pub(crate) async fn watch(cluster: Cluster, peers: BTreeMap<u64, Peer>) {
+pub(crate) async fn watch(cluster: Cluster) {
     let log = &cluster.inner.log;
     let mut said = None;
     loop {
         tokio::time::sleep(LOOK).await;
         for lost in log.lost() {
-            let fetched = fetch(&cluster, &peers, lost).await;
+            let fetched = fetch(&cluster, &cluster.peers(), lost).await;
             if is_settled(&cluster, lost.index) {
                 log.erase(lost.index);
                 continue;

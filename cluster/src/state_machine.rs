@@ -2,7 +2,7 @@
 //!
 //! A crash at the worst moment leaves the checkpoint before; entries after it are applied again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::codec::Tables;
 use crate::machine::{Delta, Machine, Origin, Whole};
+use crate::placement::Member;
 use crate::snapshot::{Contents, Manifest, Part, cut};
 use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
@@ -106,6 +107,12 @@ impl StateMachine {
         let (progress, Whole { rows, tables, bodies }) = self.whole().await?;
         let tables = Tables::new(&progress.membership, tables);
         Ok((progress.applied.as_ref().map(position), Contents { tables, rows, bodies }))
+    }
+
+    /// The members, as far as entries were applied.
+    pub(crate) fn members(&self) -> BTreeMap<u64, Member> {
+        let progress = lock(&self.progress);
+        progress.membership.nodes().map(|(id, member)| (*id, member.clone())).collect()
     }
 
     /// The position of the last entry that was applied.

@@ -55,6 +55,40 @@ pub enum Request {
         /// Only counts.
         dry_run: bool,
     },
+    /// Brings a node into the cluster.
+    ClusterAdd(NewMember),
+    /// Takes a node out of the cluster.
+    ClusterRemove {
+        /// Its id.
+        id: u64,
+        /// Also if too few nodes answer then.
+        force: bool,
+    },
+    /// Hands leadership over.
+    ClusterTransfer {
+        /// To this node; to the one whose log is freshest if not said.
+        to: Option<u64>,
+    },
+}
+
+/// A node that is to come in.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct NewMember {
+    /// Its id, which was never used.
+    pub id: u64,
+    /// Where its peers reach it, `HOST:PORT`.
+    pub address: String,
+    /// Where operators reach it, `HOST:PORT`.
+    pub admin: String,
+    /// Label of its datacenter; the leader's if not said.
+    pub datacenter: Option<String>,
+    /// Label of its power feed.
+    pub power: String,
+    /// Label of its network.
+    pub network: String,
+    /// Also if too few nodes answer then.
+    pub force: bool,
 }
 
 /// What becomes of mail whose route is removed.

@@ -81,10 +81,13 @@ impl Client {
     /// # Errors
     /// As [`Client::ask`].
     pub async fn ask_leader(&self, request: &Request, each: &mut dyn FnMut(Value)) -> anyhow::Result<()> {
-        let mut leader = None;
-        self.ask(&Request::Status, &mut |status| leader = status["leader"].as_u64()).await?;
-        match self.nodes.iter().find(|(id, _)| Some(*id) == leader) {
-            Some((id, address)) => self.ask_node(*id, address, request, each).await,
+        let mut status = Value::Null;
+        self.ask(&Request::Status, &mut |item| status = item).await?;
+        // It may have come in after the file was written.
+        let nodes = status["nodes"].as_array().into_iter().flatten();
+        let leader = nodes.into_iter().find(|node| node["id"].is_u64() && node["id"] == status["leader"]);
+        match leader.and_then(|node| Some((node["id"].as_u64()?, node["admin"].as_str()?))) {
+            Some((id, address)) => self.ask_node(id, address, request, each).await,
             None => self.ask(request, each).await,
         }
     }

@@ -143,7 +143,7 @@ async fn serve(stream: tokio::net::TcpStream, tls: &TlsAcceptor, admin: Arc<Admi
     Ok(())
 }
 
-fn failed(text: &str) -> Failure {
+pub(super) fn failed(text: &str) -> Failure {
     Failure { text: text.into(), unknown: false }
 }
 
@@ -256,6 +256,18 @@ impl Admin {
                     }
                 }
                 Ok(())
+            }
+            Request::ClusterAdd(new) => {
+                let item = self.add_member(new, tell).await?;
+                tell.send(item).await.map_err(gone)
+            }
+            Request::ClusterRemove { id, force } => {
+                let item = self.remove_member(id, force).await?;
+                tell.send(item).await.map_err(gone)
+            }
+            Request::ClusterTransfer { to } => {
+                let item = self.transfer(to).await?;
+                tell.send(item).await.map_err(gone)
             }
             Request::QueueRetry(selector) => {
                 if self.cluster.leading().is_none() {
@@ -543,6 +555,7 @@ impl Admin {
                     "accepting": healthy && own_why_not.is_none(), "why_not": own_why_not,
                     "egress": about.as_ref().map(|about| &about.egress),
                     "scrub": about.as_ref().map(|about| &about.scrub),
+                    "address": member.address, "admin": member.admin,
                     "placement": {
                         "datacenter": member.placement.datacenter, "power": member.placement.power,
                         "network": member.placement.network,

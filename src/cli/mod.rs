@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::admin::api::{Request, Selector, Waiting};
+use crate::admin::api::{NewMember, Request, Selector, Waiting};
 use crate::admin::client::{Client, Refused};
 use crate::config::{Config, Span};
 use crate::{demo, node};
@@ -57,6 +57,12 @@ enum Command {
     /// Look at the queue and act on it, as mailq, postqueue and postsuper do
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Bring nodes in, take them out, hand leadership over
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Make certificates of the cluster
+    #[command(subcommand)]
+    Pki(PkiCommand),
     /// Look at a data directory without changing it
     #[command(subcommand)]
     Store(StoreCommand),
@@ -206,6 +212,68 @@ enum QueueCommand {
 }
 
 #[derive(Subcommand)]
+enum ClusterCommand {
+    /// Bring a new node in: it runs, its data directory is empty, and its id was never used
+    Add {
+        /// Its id: higher than that of any member
+        id: u64,
+        /// Where its peers reach it, HOST:PORT
+        #[arg(long)]
+        address: String,
+        /// Where operators reach it, HOST:PORT
+        #[arg(long)]
+        admin: String,
+        /// Label of its power feed
+        #[arg(long)]
+        power: String,
+        /// Label of its network
+        #[arg(long)]
+        network: String,
+        /// Label of its datacenter [default: the leader's]
+        #[arg(long)]
+        datacenter: Option<String>,
+        /// Also if too few nodes would answer to take mail
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        access: Access,
+    },
+    /// Take a node out. What it holds stays on its disk
+    Remove {
+        /// Its id
+        id: u64,
+        /// Also if too few nodes would answer to take mail
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        access: Access,
+    },
+    /// Hand leadership over
+    Transfer {
+        /// To this node [default: the one whose log is freshest]
+        #[arg(long)]
+        to: Option<u64>,
+        #[command(flatten)]
+        access: Access,
+    },
+}
+
+#[derive(Subcommand)]
+enum PkiCommand {
+    /// Write node-ID.crt and node-ID.key for a new node, signed by ca.key
+    Node {
+        /// The node's id
+        id: u64,
+        /// The host that it runs on
+        #[arg(long)]
+        host: String,
+        /// The directory with ca.crt and ca.key
+        #[arg(long, default_value = "pki")]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
 enum StoreCommand {
     /// Read a data directory and verify every record
     Check {
@@ -260,6 +328,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Route(command) => route(command)?,
         Command::Queue(command) => queue(command)?,
+        Command::Cluster(command) => cluster(command)?,
+        Command::Pki(PkiCommand::Node { id, host, dir }) => {
+            if !(1..=255).contains(&id) {
+                anyhow::bail!("{id}: a node's id is 1 to 255");
+            }
+            crate::pki::Authority::open(&dir)?.node(&dir, id, &host)?;
+            println!("wrote {0}/node-{id}.crt and {0}/node-{id}.key", dir.display());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -374,6 +450,31 @@ fn queue(command: QueueCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn cluster(command: ClusterCommand) -> anyhow::Result<()> {
+    match command {
+        ClusterCommand::Add { id, address, admin, power, network, datacenter, force, access } => {
+            for place in [&address, &admin] {
+                host_and_port(place)?;
+                if place.ends_with(']') || !place.contains(':') {
+                    anyhow::bail!("`{place}` has no port: write HOST:PORT");
+                }
+            }
+            let new = NewMember { id, address, admin, datacenter, power, network, force };
+            ask_each(&access, &Request::ClusterAdd(new), true, &mut |item| print::joining(&item, access.json))
+        }
+        ClusterCommand::Remove { id, force, access } => {
+            let answer = ask(&access, &Request::ClusterRemove { id, force }, true)?;
+            print::left(&answer, access.json);
+            Ok(())
+        }
+        ClusterCommand::Transfer { to, access } => {
+            let answer = ask(&access, &Request::ClusterTransfer { to }, true)?;
+            print::leader(&answer, access.json);
+            Ok(())
+        }
+    }
 }
 
 fn store_dump(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {

@@ -137,6 +137,37 @@ pub(super) fn count(answer: &[Value], what: &str, json: bool) {
     }
 }
 
+/// How far a new member is, or that it is one.
+pub(super) fn joining(item: &Value, json: bool) {
+    match item["added"].as_u64() {
+        _ if json => println!("{item}"),
+        Some(id) => println!("node {id} is a member; name it in the peers of every node file"),
+        None => eprintln!("node {}: entry {} of {}", text(&item["id"]), text(&item["at"]), text(&item["of"])),
+    }
+}
+
+/// That a node is no member any more.
+pub(super) fn left(answer: &[Value], json: bool) {
+    let Some(answer) = answer.first() else { return };
+    match json {
+        true => println!("{answer}"),
+        false => println!(
+            "node {} is no member any more. Stop it, wipe its disk: mail that it held is still there; and take it out of the peers of \
+             every node file",
+            text(&answer["removed"])
+        ),
+    }
+}
+
+/// Who leads now.
+pub(super) fn leader(answer: &[Value], json: bool) {
+    let Some(answer) = answer.first() else { return };
+    match json {
+        true => println!("{answer}"),
+        false => println!("node {} leads", text(&answer["leader"])),
+    }
+}
+
 pub(super) fn record(out: &mut impl Write, line: &Line, as_json: bool) -> std::io::Result<()> {
     match line {
         Line::Record { segment: (segment, file), offset, kind, at, bytes: (head, body_bytes), body } => {

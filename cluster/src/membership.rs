@@ -1,0 +1,302 @@
+//! Members that come and go. A new one is empty and under an id that was never used; it catches up as a learner and votes then. Every
+//! change must leave a quorum and a placement among the nodes that answer, or be forced.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+
+use crate::clock;
+use crate::cluster::Cluster;
+use crate::limits::REQUEST;
+use crate::peer::client::Peer;
+use crate::peer::frame::{Answer, Past, Request};
+use crate::placement::{Member, is_placed};
+use crate::types::{Raft, TypeConfig, position};
+
+/// Entries that a new member may be behind when it gets its vote: what comes in while that is agreed on.
+const NEARLY: u64 = 1000;
+/// Pause between looks at how far a new member has come.
+const LOOK: Duration = Duration::from_millis(250);
+/// A change of the membership is committed within this time, or nobody knows what became of it.
+const COMMIT: Duration = Duration::from_secs(15);
+
+/// Why the membership was not changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// This node does not lead, or leads no more. Nothing was changed.
+    #[error("this node does not lead")]
+    NotLeader,
+    /// It must not be. Nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The new member does not keep up yet. It stays a learner; the same command goes on from there.
+    #[error(
+        "node {id} has caught up to entry {at} of {of} and is still a learner: repeat the command, and it goes on from there"
+    )]
+    NotYet {
+        /// The new member.
+        id: u64,
+        /// How far it is.
+        at: u64,
+        /// How far the leader is.
+        of: u64,
+    },
+    /// It may have been changed or not.
+    #[error("the outcome is unknown: look at `status`")]
+    Unknown,
+}
+
+/// Whether these voters can go on without anybody's help: the ones that answer are a quorum, and placed.
+fn can_go_on(voters: &BTreeMap<u64, Member>, answering: &BTreeSet<u64>) -> Result<(), String> {
+    let alive: Vec<&Member> =
+        voters.iter().filter(|(id, _)| answering.contains(id)).map(|(_, m)| m).collect();
+    let quorum = voters.len() / 2 + 1;
+    if alive.len() < quorum {
+        return Err(format!(
+            "{} of {} voters would answer, and a quorum is {quorum}: no mail would be taken",
+            alive.len(),
+            voters.len()
+        ));
+    }
+    if !is_placed(alive.iter().map(|member| &member.placement)) {
+        return Err(
+            "the voters that would answer share one power or one network: no mail would be taken".into()
+        );
+    }
+    Ok(())
+}
+
+/// Whether a node may come in under this id.
+fn may_come(
+    id: u64,
+    member: &Member,
+    members: &BTreeMap<u64, Member>,
+    voters: &BTreeSet<u64>,
+) -> Result<(), String> {
+    if !(1..=255).contains(&id) {
+        return Err("a node's id is 1 to 255".into());
+    }
+    match members.get(&id) {
+        Some(_) if voters.contains(&id) => Err(format!("node {id} is a member already")),
+        Some(known) if known != member => {
+            Err(format!("node {id} is coming in already, at {}: remove it first", known.address))
+        }
+        Some(_) => Ok(()), // an earlier attempt goes on
+        None => match members.keys().max() {
+            Some(highest) if id < *highest => Err(format!(
+                "ids are never used again, and node {highest} is a member: take {} or higher",
+                highest + 1
+            )),
+            _ => Ok(()),
+        },
+    }
+}
+
+impl Cluster {
+    fn voters(&self) -> BTreeSet<u64> {
+        self.raft().voter_ids().collect()
+    }
+
+    async fn answering(&self) -> BTreeSet<u64> {
+        let report = self.report().await;
+        report.nodes.into_iter().filter(|(_, (_, node))| node.is_some()).map(|(id, _)| id).collect()
+    }
+
+    fn voting(&self, ids: &BTreeSet<u64>) -> BTreeMap<u64, Member> {
+        self.members().into_iter().filter(|(id, _)| ids.contains(id)).collect()
+    }
+
+    /// As leader: brings a new, empty node in. `tell` hears how far it is, in entries, and how far the leader is.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
+    pub async fn add(
+        &self,
+        id: u64,
+        member: Member,
+        force: bool,
+        patience: Duration,
+        tell: impl Fn(u64, u64) + Send,
+    ) -> Result<(), ChangeError> {
+        if self.leading().is_none() {
+            return Err(ChangeError::NotLeader);
+        }
+        let refused = |why: String| Err(ChangeError::Refused(why));
+        let (members, mut voters) = (self.members(), self.voters());
+        if let Err(why) = may_come(id, &member, &members, &voters) {
+            return refused(why);
+        }
+        let mut after = self.voting(&voters);
+        after.insert(id, member.clone());
+        let mut answering = self.answering().await;
+        answering.insert(id);
+        if let Err(why) = can_go_on(&after, &answering)
+            && !force
+        {
+            return refused(format!("{why}; --force does it all the same"));
+        }
+        if !members.contains_key(&id) {
+            let peer = Peer::new(self.inner.local.clone(), id, member.address.clone());
+            let reach = |why: String| {
+                format!("node {id} at {}: {why}; start it with an empty data directory first", member.address)
+            };
+            match peer.ask(Request::Past, Vec::new(), REQUEST).await {
+                Ok((Answer::Past(Past::Pristine | Past::Prepared), _)) => {}
+                Ok((Answer::Past(Past::Formed(_)), _)) => return refused(reach("it has data".into())),
+                Ok((answer, _)) => return refused(reach(format!("{answer:?}"))),
+                Err(e) => return refused(reach(e.to_string())),
+            }
+            // From here on it knows that it is wanted, also after a crash.
+            match peer.ask(Request::Prepare, Vec::new(), REQUEST).await {
+                Ok((Answer::Done, _)) => {}
+                Ok((answer, _)) => return refused(reach(format!("{answer:?}"))),
+                Err(e) => return refused(reach(e.to_string())),
+            }
+            committed(self.raft().add_learner(id, member, false)).await?;
+        }
+        let deadline = clock::now() + patience;
+        loop {
+            let (at, of) = self.progress(id);
+            tell(at, of);
+            if at + NEARLY >= of && at > 0 {
+                break;
+            }
+            if self.leading().is_none() {
+                return Err(ChangeError::NotLeader);
+            }
+            if clock::now() > deadline {
+                return Err(ChangeError::NotYet { id, at, of });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        voters = BTreeSet::from([id]);
+        committed(self.raft().change_membership(ChangeMembers::AddVoterIds(voters), false)).await
+    }
+
+    /// How far a member has synced the log, and how far it goes; as leader.
+    fn progress(&self, id: u64) -> (u64, u64) {
+        let data = self.raft().data_metrics();
+        let data = data.borrow_watched();
+        let at = data.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+        let of = data.last_log.as_ref().map_or(0, |at| position(at).index.0);
+        (at.map_or(0, |at| position(&at).index.0), of)
+    }
+
+    /// As leader: takes a node out. What it holds stays on its disk.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
+    pub async fn remove(&self, id: u64, force: bool) -> Result<(), ChangeError> {
+        if self.leading().is_none() {
+            return Err(ChangeError::NotLeader);
+        }
+        let refused = |why: String| Err(ChangeError::Refused(why));
+        if !self.members().contains_key(&id) {
+            return refused(format!("node {id} is not a member"));
+        }
+        if id == self.inner.id {
+            return refused(format!("node {id} leads: hand leadership over first, with `cluster transfer`"));
+        }
+        let mut voters = self.voters();
+        if !voters.remove(&id) {
+            let learner = BTreeSet::from([id]);
+            return committed(self.raft().change_membership(ChangeMembers::RemoveNodes(learner), false))
+                .await;
+        }
+        if let Err(why) = can_go_on(&self.voting(&voters), &self.answering().await)
+            && !force
+        {
+            return refused(format!("{why}; --force does it all the same"));
+        }
+        let gone = BTreeSet::from([id]);
+        committed(self.raft().change_membership(ChangeMembers::RemoveVoters(gone), false)).await
+    }
+}
+
+/// Waits for a change to be committed.
+async fn committed<T>(
+    change: impl Future<Output = Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
+) -> Result<(), ChangeError> {
+    match tokio::time::timeout(COMMIT, change).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ChangeError::NotLeader),
+        Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(why)))) => {
+            Err(ChangeError::Refused(why.to_string()))
+        }
+        Ok(Err(_)) | Err(_) => Err(ChangeError::Unknown),
+    }
+}
+
+/// Keeps the connections to peers those of the membership. Ends with the node.
+pub(crate) async fn follow(cluster: Cluster, raft: Raft, mut addresses: BTreeMap<u64, String>) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let wanted: BTreeMap<u64, String> = metrics
+            .borrow_and_update()
+            .membership_config
+            .nodes()
+            .filter(|(id, _)| **id != cluster.inner.id)
+            .map(|(id, member)| (*id, member.address.clone()))
+            .collect();
+        // A node that has no membership yet goes by its file.
+        if !wanted.is_empty() && wanted != addresses {
+            let mut peers = cluster.inner.peers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            peers.retain(|id, _| wanted.contains_key(id));
+            for (id, address) in &wanted {
+                if addresses.get(id) != Some(address) {
+                    peers.insert(*id, Peer::new(cluster.inner.local.clone(), *id, address.clone()));
+                }
+            }
+            addresses = wanted;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::Placement;
+
+    fn member(power: &str) -> Member {
+        let placement = Placement { datacenter: "dc".into(), power: power.into(), network: power.into() };
+        Member { address: format!("{power}:1"), admin: format!("{power}:2"), placement }
+    }
+
+    fn members(of: &[(u64, &str)]) -> BTreeMap<u64, Member> {
+        of.iter().map(|(id, power)| (*id, member(power))).collect()
+    }
+
+    #[test]
+    fn p6_no_change_leaves_too_few_nodes_that_answer() {
+        let go_on = |voters: &[(u64, &str)], answering: &[u64]| {
+            can_go_on(&members(voters), &answering.iter().copied().collect()).is_ok()
+        };
+        let three = [(1, "A"), (2, "B"), (3, "C")];
+        assert!(go_on(&three, &[1, 2]));
+        assert!(!go_on(&three, &[1]));
+        assert!(!go_on(&three[..2], &[1]), "two need both");
+        let four = [(1, "A"), (2, "B"), (3, "C"), (4, "D")];
+        assert!(go_on(&four, &[2, 3, 4]));
+        assert!(!go_on(&four, &[3, 4]), "two of four are no quorum");
+        assert!(!go_on(&[(1, "A"), (2, "A"), (3, "B")], &[1, 2]), "they share one power");
+        assert!(go_on(&four, &[1, 2, 3, 9]), "who is no voter does not count");
+    }
+
+    #[test]
+    fn ids_are_never_used_again() {
+        let (known, voters) = (members(&[(1, "A"), (2, "B"), (5, "C"), (6, "D")]), BTreeSet::from([1, 2, 5]));
+        let may = |id, power: &str| may_come(id, &member(power), &known, &voters).is_ok();
+        assert!(may(7, "E") && may(255, "E"));
+        assert!(!may(0, "E") && !may(256, "E"));
+        assert!(!may(2, "B"), "a member");
+        assert!(!may(4, "E"), "perhaps it was one");
+        assert!(may(6, "D"), "an earlier attempt goes on");
+        assert!(!may(6, "E"), "it is coming in elsewhere");
+    }
+}

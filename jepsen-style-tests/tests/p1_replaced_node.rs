@@ -1,0 +1,161 @@
+//! P1: a node whose disk died is replaced by another one under a new id, while mail flows, and the new one counts: what was taken
+//! before it came survives the loss of a node that was there from the start.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::history::{Outcome, Sent};
+use jepsen_style_tests::nodes::{Nodes, holdfast};
+use jepsen_style_tests::sender::{Client, message};
+use jepsen_style_tests::tools::{files_contain, wait_for};
+
+/// Ports of a node: for mail, for peers and for operators.
+fn ports(nodes: &Nodes, id: u64) -> [u16; 3] {
+    let own = nodes.smtp(1).rsplit_once(':').unwrap().1.parse::<u16>().unwrap() - 1 + id as u16;
+    [own, own + 10, own + 20]
+}
+
+/// Writes the file and the certificate of a new node; its peers are those of node 1's file and itself.
+fn prepare(nodes: &Nodes, id: u64) {
+    let pki = nodes.dir().join("pki").display().to_string();
+    let made = holdfast(&["pki", "node", &id.to_string(), "--host", "127.0.0.1", "--dir", &pki]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let text = std::fs::read_to_string(nodes.config(1)).unwrap();
+    let [_, peer, admin] = ports(nodes, id);
+    let placement = "{ datacenter = \"dc1\", power = \"D\", network = \"4\" }";
+    let mut peers = true;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let line = line.replace("node-1", &format!("node-{id}"));
+        lines.push(match line.split(" = ").next().unwrap_or_default() {
+            "id" if line == "id = 1" => format!("id = {id}"),
+            "placement" => format!("placement = {placement}"),
+            _ if peers && line == "]" => {
+                peers = false;
+                format!(
+                    "  {{ id = {id}, address = \"127.0.0.1:{peer}\", admin = \"127.0.0.1:{admin}\", placement = {placement} }},\n]"
+                )
+            }
+            "listen" if line.contains('[') => format!("listen = [\"{}\"]", nodes.smtp(id)),
+            "listen" => {
+                let [_, old_peer, old_admin] = ports(nodes, 1);
+                line.replace(&format!(":{old_peer}"), &format!(":{peer}"))
+                    .replace(&format!(":{old_admin}"), &format!(":{admin}"))
+            }
+            _ => line,
+        });
+    }
+    std::fs::write(nodes.config(id), lines.join("\n") + "\n").unwrap();
+}
+
+/// `cluster add`, with the ports of [`ports`].
+fn add(nodes: &Nodes, id: u64, more: &[&str]) -> std::process::Output {
+    let [_, peer, admin] = ports(nodes, id).map(|port| format!("127.0.0.1:{port}"));
+    let id = id.to_string();
+    let mut args = vec!["cluster", "add", &id, "--address", &peer, "--admin", &admin];
+    args.extend(["--power", "D", "--network", "4"]);
+    args.extend(more);
+    nodes.ask(&args)
+}
+
+fn refused(output: &std::process::Output, why: &str) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains(why), "wanted {why}: {said}");
+}
+
+fn members(nodes: &Nodes) -> Vec<(u64, String)> {
+    let status = nodes.status().unwrap();
+    let member = |node: &serde_json::Value| {
+        (node["id"].as_u64().unwrap(), node["role"].as_str().unwrap_or_default().to_string())
+    };
+    status["nodes"].as_array().unwrap().iter().map(member).collect()
+}
+
+#[test]
+fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
+    let (customer, away) = (Customer::start(), Customer::start());
+    away.set_down(true);
+    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", away.address());
+    let mut history: Vec<Sent> = Vec::new();
+    let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
+    for n in 0..40 {
+        let name = format!("before{n:02}");
+        history.push(client.transact(&name, &["r"], &message(&name, 3000)));
+    }
+    drop(client);
+    // Its disk is gone. It never comes back under its id, not even empty.
+    let dead = nodes.wait_leader();
+    let [staying, other] = [1, 2, 3].into_iter().filter(|id| *id != dead).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    nodes.kill(dead);
+    std::fs::remove_dir_all(nodes.data(dead)).unwrap();
+    nodes.wait_leader();
+    refused(&nodes.ask(&["cluster", "remove", &other.to_string()]), "quorum is 2");
+    refused(&add(&nodes, 2, &[]), "node 2 is a member already");
+    refused(&add(&nodes, 4, &[]), "start it with an empty data directory first");
+
+    // Mail flows on one of the nodes that are left, from here to the end.
+    let stop = Arc::new(AtomicBool::new(false));
+    let flow = {
+        let (stop, address) = (stop.clone(), nodes.smtp(staying));
+        std::thread::spawn(move || {
+            let mut sent = Vec::new();
+            let mut client = Client::connect(staying, &address).unwrap();
+            while !stop.load(Ordering::SeqCst) {
+                let name = format!("flow{:05}", sent.len());
+                sent.push(client.transact(&name, &["r"], &message(&name, 600)));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            sent
+        })
+    };
+    prepare(&nodes, 4);
+    nodes.start(4);
+    wait_for("the new node to wait", Duration::from_secs(20), || {
+        nodes.stderr(4).contains("waiting for `holdfast cluster add 4`")
+    });
+    let added = add(&nodes, 4, &[]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    assert!(String::from_utf8_lossy(&added.stdout).contains("node 4 is a member"));
+    refused(&add(&nodes, 4, &[]), "node 4 is a member already");
+    let removed = nodes.ask(&["cluster", "remove", &dead.to_string()]);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    let now = members(&nodes);
+    assert_eq!(now.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [staying, other, 4]);
+    assert!(now.iter().all(|(_, role)| role == "leader" || role == "follower"), "{now:?}");
+    wait_for("the new node to have what waits", Duration::from_secs(20), || {
+        (0..40).all(|n| files_contain(&nodes.data(4), format!("canary-before{n:02}-line").as_bytes()))
+    });
+    stop.store(true, Ordering::SeqCst);
+    history.extend(flow.join().unwrap());
+    assert!(history.iter().all(|sent| sent.outcome == Outcome::Ok), "mail flowed all the time");
+    assert!(history.len() > 80, "{}", history.len());
+
+    // The new node leads if it is told to, and without one of those that were there before.
+    let moved = nodes.ask(&["cluster", "transfer", "--to", "4"]);
+    assert_eq!(
+        String::from_utf8_lossy(&moved.stdout).trim(),
+        "node 4 leads",
+        "{}",
+        String::from_utf8_lossy(&moved.stderr)
+    );
+    refused(&nodes.ask(&["cluster", "remove", "4"]), "node 4 leads");
+    nodes.kill(other);
+    nodes.wait_accepting();
+    // A node knows its peers from the log, whatever its file says.
+    nodes.kill(staying);
+    nodes.start(staying);
+    nodes.wait_accepting();
+    let mut client = Client::connect(staying, &nodes.smtp(staying)).unwrap();
+    history.push(client.transact("after", &["r"], &message("after", 600)));
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
