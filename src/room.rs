@@ -83,7 +83,10 @@ pub async fn run(cluster: Cluster, queue: Arc<Mutex<Queue>>, delivery: Arc<Deliv
             continue;
         }
         let last = report.matched.values().max().copied().unwrap_or(0);
-        let disks = report.nodes.into_iter().map(|(id, (member, node))| {
+        // Who is still coming in counts for nothing.
+        let voters = report.voters;
+        let nodes = report.nodes.into_iter().filter(|(id, _)| voters.contains(id));
+        let disks = nodes.map(|(id, (member, node))| {
             let matched = report.matched.get(&id).copied().unwrap_or(0);
             let follows = node.as_ref().is_some_and(|node| node.role == "follower");
             let can_lead = follows && matched + LAG_MAX >= last;

@@ -165,7 +165,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
     // The file says who the members were; the log knows who they are.
-    let mut known = state_machine.members();
+    let mut known = members_of_log(&log, &state_machine).await;
     if known.is_empty() {
         known = members.clone();
     } else if known.keys().ne(members.keys()) || known.iter().any(|(id, m)| members[id].address != m.address)
@@ -187,6 +187,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             raft: OnceLock::new(),
             gate: OnceLock::new(),
             peers: Mutex::new(peers.clone()),
+            changing: tokio::sync::Mutex::default(),
             local: local.clone(),
             configured: members.clone(),
             applied: applied.clone(),
@@ -210,7 +211,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         Past::Formed(_) => false,
         Past::Pristine | Past::Prepared => formation(&cluster).await?,
     };
-    repair::mend_entries(&cluster, &peers).await.map_err(StartError::State)?;
+    repair::mend_entries(&cluster).await.map_err(StartError::State)?;
     let holds_back = recovered.kept.is_some() || cluster.inner.log.doubt().is_some();
     let config = Config {
         cluster_name: local.cluster.clone(),
@@ -237,6 +238,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     drop(cluster.inner.gate.set(Gate::new(raft.clone())));
     drop(cluster.inner.raft.set(raft.clone()));
     tokio::spawn(membership::follow(cluster.clone(), raft.clone(), addresses));
+    tokio::spawn(membership::finish(cluster.clone()));
     if form {
         raft.initialize(members).await.map_err(|e| StartError::State(format!("first formation: {e}")))?;
     }
@@ -250,11 +252,11 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             .map_err(|e| StartError::State(e.to_string()))?;
     }
     if holds_back {
-        repair::catch_up(&cluster, &peers).await;
+        repair::catch_up(&cluster).await;
     }
     let Started { erased, applied, needed } =
         state_machine.started().await.map_err(|e| StartError::State(e.to_string()))?;
-    repair::mend(&cluster, &peers, applied, &needed).await.map_err(StartError::State)?;
+    repair::mend(&cluster, applied, &needed).await.map_err(StartError::State)?;
     cluster.inner.is_whole.store(true, Ordering::Relaxed);
     tokio::spawn(repair::watch(cluster.clone()));
     if erased > 0 {
@@ -268,6 +270,15 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         raft.runtime_config().elect(true);
     });
     Ok(cluster)
+}
+
+/// The members by the last entries that say so, committed or not. Empty if the log says nothing of them.
+async fn members_of_log(log: &Arc<Log>, state_machine: &StateMachine) -> BTreeMap<u64, Member> {
+    let (mut store, mut machine) = (LogStore { log: log.clone() }, state_machine.clone());
+    let found = openraft::storage::StorageHelper::new(&mut store, &mut machine).get_membership().await;
+    let Ok(found) = found else { return state_machine.members() }; // damage, which is mended later
+    let each = found.committed().nodes().chain(found.effective().nodes());
+    each.map(|(id, member)| (*id, member.clone())).collect()
 }
 
 /// Waits until it is clear how this empty node comes into a cluster. True if it is to form one.

@@ -71,6 +71,8 @@ pub struct Report {
     pub nodes: BTreeMap<u64, (Member, Option<NodeReport>)>,
     /// On the leader: the last index that each node has synced.
     pub matched: BTreeMap<u64, u64>,
+    /// Members that vote; all others are still coming in.
+    pub voters: BTreeSet<u64>,
 }
 
 pub(crate) struct Inner {
@@ -88,6 +90,8 @@ pub(crate) struct Inner {
     pub(crate) gate: OnceLock<Gate>,
     /// Connections to the other members.
     pub(crate) peers: Mutex<BTreeMap<u64, Peer>>,
+    /// Held while the membership is changed: one change at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
     /// Who this node is among them.
     pub(crate) local: Arc<Local>,
     /// Members as the node file says; the membership counts once there is one.
@@ -219,6 +223,11 @@ impl Cluster {
         Some((term?, index))
     }
 
+    /// Members that vote.
+    pub(crate) fn voters(&self) -> BTreeSet<u64> {
+        self.raft().voter_ids().collect()
+    }
+
     /// Something to wait with for leadership or the placed index to change.
     pub fn placement_watch(&self) -> PlacementWatch {
         PlacementWatch(self.gate().frontier.clone())
@@ -253,7 +262,9 @@ impl Cluster {
 
     /// Whether all members together could satisfy placement at all.
     pub fn can_place(&self) -> bool {
-        is_placed(self.members().values().map(|m| &m.placement))
+        let (members, voters) = (self.members(), self.voters());
+        let voting = members.iter().filter(|(id, _)| voters.is_empty() || voters.contains(id));
+        is_placed(voting.map(|(_, m)| &m.placement))
     }
 
     /// The body that entry `index` brought.
@@ -343,7 +354,8 @@ impl Cluster {
             replication.iter().filter_map(|(id, at)| Some((*id, position(at.as_ref()?).index.0))).collect()
         });
         let stale = self.quorum_age().is_none_or(|age| age > Duration::from_secs(2));
-        Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched }
+        let voters = self.voters();
+        Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched, voters }
     }
 
     /// Hands leadership to a follower, if this node leads: to the one that is wanted, or else to the one whose log is freshest.

@@ -63,8 +63,9 @@ impl Gate {
 fn who(raft: &Raft) -> (BTreeMap<u64, Member>, Term) {
     let server = raft.server_metrics();
     let server = server.borrow_watched();
-    // Who does not vote yet may be sent away, and takes no part in a quorum.
-    let voters: BTreeSet<u64> = server.membership_config.voter_ids().collect();
+    // Who does not vote yet, or not for much longer, is not counted on.
+    let configs = server.membership_config.membership().get_joint_config();
+    let voters: BTreeSet<u64> = configs.last().cloned().unwrap_or_default();
     let members = server.membership_config.nodes().filter(|(id, _)| voters.contains(id));
     let members = members.map(|(id, node)| (*id, node.clone())).collect();
     (members, Term(server.vote.leader_id().term))

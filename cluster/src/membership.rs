@@ -4,22 +4,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use holdfast_storage::LogIndex;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 
 use crate::clock;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, NodeReport};
 use crate::limits::REQUEST;
 use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Past, Request};
-use crate::placement::{Member, is_placed};
+use crate::placement::{Member, frontier, is_placed};
 use crate::types::{Raft, TypeConfig, position};
 
 /// Entries that a new member may be behind when it gets its vote: what comes in while that is agreed on.
 const NEARLY: u64 = 1000;
 /// Pause between looks at how far a new member has come.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a node that is to go is kept until the others hold what it helped to acknowledge.
+const PLACE: Duration = Duration::from_secs(10);
+/// Pause between looks for a change that was left half done.
+const FINISH: Duration = Duration::from_secs(2);
 /// A change of the membership is committed within this time, or nobody knows what became of it.
 const COMMIT: Duration = Duration::from_secs(15);
 
@@ -96,10 +101,6 @@ fn may_come(
 }
 
 impl Cluster {
-    fn voters(&self) -> BTreeSet<u64> {
-        self.raft().voter_ids().collect()
-    }
-
     async fn answering(&self) -> BTreeSet<u64> {
         let report = self.report().await;
         report.nodes.into_iter().filter(|(_, (_, node))| node.is_some()).map(|(id, _)| id).collect()
@@ -121,25 +122,28 @@ impl Cluster {
         patience: Duration,
         tell: impl Fn(u64, u64) + Send,
     ) -> Result<(), ChangeError> {
+        let _one = self.inner.changing.try_lock().map_err(|_| under_way())?;
         if self.leading().is_none() {
             return Err(ChangeError::NotLeader);
         }
         let refused = |why: String| Err(ChangeError::Refused(why));
-        let (members, mut voters) = (self.members(), self.voters());
+        let (members, voters) = (self.members(), self.voters());
         if let Err(why) = may_come(id, &member, &members, &voters) {
             return refused(why);
         }
         let mut after = self.voting(&voters);
         after.insert(id, member.clone());
         let mut answering = self.answering().await;
-        answering.insert(id);
+        if !members.contains_key(&id) {
+            answering.insert(id); // which is asked for below
+        }
         if let Err(why) = can_go_on(&after, &answering)
             && !force
         {
             return refused(format!("{why}; --force does it all the same"));
         }
+        let peer = Peer::new(self.inner.local.clone(), id, member.address.clone());
         if !members.contains_key(&id) {
-            let peer = Peer::new(self.inner.local.clone(), id, member.address.clone());
             let reach = |why: String| {
                 format!("node {id} at {}: {why}; start it with an empty data directory first", member.address)
             };
@@ -159,7 +163,7 @@ impl Cluster {
         }
         let deadline = clock::now() + patience;
         loop {
-            let (at, of) = self.progress(id);
+            let (at, of) = (applied(&peer).await, self.last_index());
             tell(at, of);
             if at + NEARLY >= of && at > 0 {
                 break;
@@ -172,17 +176,30 @@ impl Cluster {
             }
             tokio::time::sleep(LOOK).await;
         }
-        voters = BTreeSet::from([id]);
-        committed(self.raft().change_membership(ChangeMembers::AddVoterIds(voters), false)).await
+        // It took a while: who answers now?
+        if let Err(why) = can_go_on(&after, &self.answering().await)
+            && !force
+        {
+            return refused(format!(
+                "{why}; node {id} stays a learner, and --force gives it its vote all the same"
+            ));
+        }
+        let new = BTreeSet::from([id]);
+        committed(self.raft().change_membership(ChangeMembers::AddVoterIds(new), false)).await
     }
 
-    /// How far a member has synced the log, and how far it goes; as leader.
-    fn progress(&self, id: u64) -> (u64, u64) {
+    fn last_index(&self) -> u64 {
+        self.own_report().last_index.unwrap_or(0)
+    }
+
+    /// Whether the nodes that stay have, with a placement, all that is committed now.
+    fn is_placed_without(&self, staying: &BTreeMap<u64, Member>, committed: LogIndex) -> bool {
         let data = self.raft().data_metrics();
         let data = data.borrow_watched();
-        let at = data.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
-        let of = data.last_log.as_ref().map_or(0, |at| position(at).index.0);
-        (at.map_or(0, |at| position(&at).index.0), of)
+        let durable = data.replication.iter().flatten();
+        let durable = durable.filter_map(|(id, at)| Some((*id, position(at.as_ref()?).index)));
+        let durable = durable.filter(|(id, _)| staying.contains_key(id)).collect();
+        frontier(&durable, staying, committed).is_some_and(|(index, _)| index >= committed)
     }
 
     /// As leader: takes a node out. What it holds stays on its disk.
@@ -190,6 +207,7 @@ impl Cluster {
     /// # Errors
     /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
     pub async fn remove(&self, id: u64, force: bool) -> Result<(), ChangeError> {
+        let _one = self.inner.changing.try_lock().map_err(|_| under_way())?;
         if self.leading().is_none() {
             return Err(ChangeError::NotLeader);
         }
@@ -206,13 +224,62 @@ impl Cluster {
             return committed(self.raft().change_membership(ChangeMembers::RemoveNodes(learner), false))
                 .await;
         }
-        if let Err(why) = can_go_on(&self.voting(&voters), &self.answering().await)
+        let staying = self.voting(&voters);
+        if let Err(why) = can_go_on(&staying, &self.answering().await)
             && !force
         {
             return refused(format!("{why}; --force does it all the same"));
         }
+        // What was acknowledged on the strength of the one that goes must stand without it.
+        let committed_now = self.raft().data_metrics().borrow_watched().cluster_committed;
+        let committed_now = committed_now.as_ref().map_or(LogIndex(0), |id| position(id).index);
+        let deadline = clock::now() + PLACE;
+        while !force && committed_now.0 > 0 && !self.is_placed_without(&staying, committed_now) {
+            if clock::now() > deadline {
+                return refused("the nodes that stay do not yet hold all mail under two power and two network labels; wait until they \
+                                have caught up, or --force".into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
         let gone = BTreeSet::from([id]);
         committed(self.raft().change_membership(ChangeMembers::RemoveVoters(gone), false)).await
+    }
+}
+
+fn under_way() -> ChangeError {
+    ChangeError::Refused("another change of the membership is under way on this node".into())
+}
+
+/// How far a node has applied the log; 0 if it does not answer.
+async fn applied(peer: &Peer) -> u64 {
+    match peer.ask(Request::Status, Vec::new(), REQUEST).await {
+        Ok((Answer::Status, raw)) => {
+            let report = holdfast_storage::codec::decode::<NodeReport>("report", &raw);
+            report.ok().and_then(|report| report.applied_index).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+/// Finishes what a leader has left half done: a change goes by way of a membership of two halves, and until it has left that both must
+/// agree. Ends with the node.
+pub(crate) async fn finish(cluster: Cluster) {
+    loop {
+        tokio::time::sleep(FINISH).await;
+        let is_joint = {
+            let metrics = cluster.raft().server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_joint_config().len() > 1
+        };
+        if !is_joint || cluster.leading().is_none() {
+            continue;
+        }
+        let Ok(_one) = cluster.inner.changing.try_lock() else { continue };
+        tracing::warn!("finishing a change of the membership that was left half done");
+        let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+        if let Err(error) = committed(cluster.raft().change_membership(nobody, false)).await {
+            tracing::warn!(%error, "it is still half done");
+        }
     }
 }
 
@@ -222,7 +289,6 @@ async fn committed<T>(
 ) -> Result<(), ChangeError> {
     match tokio::time::timeout(COMMIT, change).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ChangeError::NotLeader),
         Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(why)))) => {
             Err(ChangeError::Refused(why.to_string()))
         }

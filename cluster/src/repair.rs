@@ -187,12 +187,12 @@ pub(crate) async fn notice_loss(
 }
 
 /// Waits until this node has what it may have acknowledged, and has applied what its leader knows to be committed.
-pub(crate) async fn catch_up(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) {
+pub(crate) async fn catch_up(cluster: &Cluster) {
     let mut said = false;
     let mut target = None;
     loop {
         if target.is_none() {
-            let answers = ask(peers).await;
+            let answers = ask(&cluster.peers()).await;
             // The newest, if an old one does not yet know that it is over.
             let leader =
                 answers.into_values().filter(|seen| seen.leads).max_by_key(|seen| seen.vote.map(|v| v.term));
@@ -216,14 +216,14 @@ pub(crate) async fn catch_up(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) {
 ///
 /// # Errors
 /// The reason, if every other node has answered, none has the body of a committed entry, and that is to be said loudly.
-pub(crate) async fn mend_entries(cluster: &Cluster, peers: &BTreeMap<u64, Peer>) -> Result<(), String> {
+pub(crate) async fn mend_entries(cluster: &Cluster) -> Result<(), String> {
     let log = &cluster.inner.log;
     for lost in log.lost() {
         let LostBody { index, .. } = lost;
         if log.term_of(index).is_none() {
             continue;
         }
-        if let Err(why) = mend_one(cluster, peers, lost).await {
+        if let Err(why) = mend_one(cluster, lost).await {
             if log.committed().is_some_and(|committed| index <= committed.index) {
                 return Err(why);
             }
@@ -245,7 +245,6 @@ pub(crate) async fn mend_entries(cluster: &Cluster, peers: &BTreeMap<u64, Peer>)
 /// The reason, if every other node has answered and none has one that is needed.
 pub(crate) async fn mend(
     cluster: &Cluster,
-    peers: &BTreeMap<u64, Peer>,
     applied: Option<LogPosition>,
     needed: &BTreeSet<LogIndex>,
 ) -> Result<(), String> {
@@ -262,7 +261,7 @@ pub(crate) async fn mend(
     let missing = needed.iter().filter(|index| !known.contains(index) && !log.has_body(**index));
     wanted.extend(missing.map(|index| LostBody { index: *index, bytes: 0, crc: None }));
     for lost in wanted {
-        mend_one(cluster, peers, lost).await?;
+        mend_one(cluster, lost).await?;
     }
     Ok(())
 }
@@ -274,7 +273,7 @@ pub(crate) async fn watch(cluster: Cluster) {
     loop {
         tokio::time::sleep(LOOK).await;
         for lost in log.lost() {
-            let fetched = fetch(&cluster, &cluster.peers(), lost).await;
+            let fetched = fetch(&cluster, lost).await;
             if is_settled(&cluster, lost.index) {
                 log.erase(lost.index);
                 continue;
@@ -296,10 +295,10 @@ fn is_settled(cluster: &Cluster, index: LogIndex) -> bool {
     *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index)
 }
 
-async fn mend_one(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<(), String> {
+async fn mend_one(cluster: &Cluster, lost: LostBody) -> Result<(), String> {
     let LostBody { index, .. } = lost;
     let mut said = false;
-    while fetch(cluster, peers, lost).await? == Fetched::NotYet {
+    while fetch(cluster, lost).await? == Fetched::NotYet {
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
@@ -331,7 +330,8 @@ enum Fetched {
 ///
 /// # Errors
 /// The reason, if every other node has answered and none has it.
-async fn fetch(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<Fetched, String> {
+async fn fetch(cluster: &Cluster, lost: LostBody) -> Result<Fetched, String> {
+    let peers = cluster.peers();
     let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
     let is_committed = log.committed().is_some_and(|committed| index <= committed.index);

@@ -31,13 +31,11 @@ impl Transfers {
 
     /// A snapshot of a position begins to go to a follower.
     pub(crate) fn begin(&self, to: u64, at: Option<LogPosition>) {
-        let mut next = at.map_or(0, |at| at.index.0 + 1);
+        let next = at.map_or(0, |at| at.index.0 + 1);
         let mut under_way = self.under_way();
-        // One that was sent before may still be installed.
-        if let Some((before, _)) = under_way.get(&to) {
-            next = next.min(*before);
-        }
-        under_way.insert(to, (next, clock::now()));
+        // One that was sent before may still be installed. That it is sent again is no word of the follower's.
+        let (before, _) = under_way.entry(to).or_insert((next, clock::now()));
+        *before = next.min(*before);
     }
 
     /// The follower was heard of: it still fetches, or has just installed the snapshot.
@@ -47,12 +45,31 @@ impl Transfers {
         }
     }
 
+    /// The follower will not have it.
+    pub(crate) fn end(&self, to: u64) {
+        self.under_way().remove(&to);
+    }
+
     /// The first index that a follower needs next. One that was not heard of for a while is given up: it gets another snapshot when
     /// it is back.
     pub(crate) fn needed_from(&self, now: Instant) -> Option<u64> {
         let mut under_way = self.under_way();
         under_way.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < TRANSFER_PATIENCE);
         under_way.values().map(|(next, _)| *next).min()
+    }
+}
+
+/// Why a snapshot cannot be installed.
+pub(crate) enum NotInstalled {
+    /// An earlier one still is.
+    Busy,
+    /// For another reason.
+    Failed(String),
+}
+
+impl<T: Into<String>> From<T> for NotInstalled {
+    fn from(why: T) -> NotInstalled {
+        NotInstalled::Failed(why.into())
     }
 }
 
@@ -66,14 +83,19 @@ pub(crate) async fn receive(
     last: Option<LogPosition>,
     parts: u32,
     from: u64,
-) -> Result<Snapshot, String> {
+) -> Result<Snapshot, NotInstalled> {
     // One at a time: a leader that lost patience sends everything again while the first one still fetches.
-    let _one = cluster.inner.installing.try_lock().map_err(|_| "another snapshot is being installed")?;
+    let _one = cluster.inner.installing.try_lock().map_err(|_| NotInstalled::Busy)?;
     let contents = {
         let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
         assembly.complete((from, last), parts)?
     };
-    let peer = cluster.peer(from).ok_or("the sender of the snapshot is not a peer")?;
+    // The leader may have come in while this node was away: then the snapshot says where it is.
+    let membership = contents.tables.membership().map_err(|e| e.to_string())?;
+    let sender = membership.nodes().find(|(id, _)| **id == from).map(|(_, member)| member.address.clone());
+    let local = || cluster.inner.local.clone();
+    let peer = cluster.peer(from).or_else(|| Some(Peer::new(local(), from, sender?)));
+    let peer = peer.ok_or("the sender of the snapshot is not a member")?;
     let known = raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index());
     let term = last.map(|at| at.term).unwrap_or_default();
     // A body at or below what this node applied is the committed one; another may be that of an entry which was taken back.
@@ -84,11 +106,7 @@ pub(crate) async fn receive(
     let last_entry = cluster.inner.log.last().map(|at| at.index);
     let fetches = futures_util::stream::iter(wanted).map(|index| {
         let (cluster, peer) = (cluster.clone(), peer.clone());
-        async move {
-            // What came with an entry dies with it, should the leader's be another one: it is fetched anew.
-            let is_apart = last_entry.is_none_or(|last| index > last);
-            fetch(&cluster, &peer, LogPosition { term, index }, is_apart).await
-        }
+        async move { fetch(&cluster, &peer, LogPosition { term, index }, is_apart(index, last_entry)).await }
     });
     let fetched: Vec<u64> = fetches.buffer_unordered(BODIES_IN_FLIGHT_MAX).try_collect().await?;
     tracing::info!(
@@ -100,13 +118,19 @@ pub(crate) async fn receive(
         took_ms = clock::now().duration_since(began).as_millis() as u64,
         "the bodies of a snapshot are here"
     );
-    snapshot(contents, last)
+    Ok(snapshot(contents, last)?)
 }
 
 fn snapshot(contents: Contents, last: Option<LogPosition>) -> Result<Snapshot, String> {
     let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
     let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
     Ok(Snapshot { meta, snapshot: crate::snapshot::Manifest::Contents(Box::new(contents)) })
+}
+
+/// Whether a body that is here did not come with an entry of this node's log. One that did dies with its entry if the snapshot's leader has
+/// another one, and openraft voids all that is not known to be committed then: it is fetched anew, whatever it is.
+fn is_apart(index: LogIndex, last_entry: Option<LogIndex>) -> bool {
+    last_entry.is_none_or(|last| index > last)
 }
 
 /// Brings the body of an entry here, unless it is and counts; how many octets came.
@@ -149,6 +173,12 @@ mod tests {
     use holdfast_storage::Term;
 
     use super::*;
+
+    #[test]
+    fn what_came_with_an_entry_is_fetched_anew() {
+        assert!(is_apart(LogIndex(5), None) && is_apart(LogIndex(5), Some(LogIndex(4))));
+        assert!(!is_apart(LogIndex(4), Some(LogIndex(4))) && !is_apart(LogIndex(1), Some(LogIndex(4))));
+    }
 
     #[test]
     fn p1_the_entries_behind_a_snapshot_are_kept_for_as_long_as_it_is_fetched() {

@@ -96,8 +96,8 @@ fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
     };
     nodes.kill(dead);
     std::fs::remove_dir_all(nodes.data(dead)).unwrap();
-    nodes.wait_leader();
-    refused(&nodes.ask(&["cluster", "remove", &other.to_string()]), "quorum is 2");
+    let follows = if nodes.wait_leader() == other { staying } else { other };
+    refused(&nodes.ask(&["cluster", "remove", &follows.to_string()]), "quorum is 2");
     refused(&add(&nodes, 2, &[]), "node 2 is a member already");
     refused(&add(&nodes, 4, &[]), "start it with an empty data directory first");
 
@@ -157,5 +157,58 @@ fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
     history.push(client.transact("after", &["r"], &message("after", 600)));
     nodes.route("test.example", customer.address());
     nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
+/// P1: while a node is away others come and go, and the one that leads now it has never heard of. It comes back all the same, and counts.
+#[test]
+fn p1_a_node_that_was_away_follows_a_leader_that_it_never_knew() {
+    let customer = Customer::start();
+    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", customer.address());
+    let leader = nodes.wait_leader();
+    let [goes, away] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    nodes.kill(away);
+    prepare(&nodes, 4);
+    nodes.start(4);
+    let added = add(&nodes, 4, &[]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    let removed = nodes.ask(&["cluster", "remove", &goes.to_string()]);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    nodes.kill(goes);
+    let moved = nodes.ask(&["cluster", "transfer", "--to", "4"]);
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    // The new leader keeps nothing from before it came, and little of what comes now.
+    let mut history = Vec::new();
+    let mut client = Client::connect(4, &nodes.smtp(4)).unwrap();
+    for n in 0..200 {
+        let name = format!("meanwhile{n:03}");
+        history.push(client.transact(&name, &["r"], &message(&name, 600)));
+    }
+    nodes.wait_drained(Duration::from_secs(20));
+    nodes.start(away);
+    wait_for("the node that was away to follow", Duration::from_secs(30), || {
+        let status = nodes.status().unwrap_or_default();
+        let found = status["nodes"]
+            .as_array()
+            .and_then(|nodes| nodes.iter().find(|node| node["id"] == away).cloned());
+        let last = |node: &serde_json::Value| node["last_index"].as_u64();
+        let leads =
+            status["nodes"].as_array().and_then(|nodes| nodes.iter().find(|node| node["id"] == 4).cloned());
+        found.is_some_and(|found| {
+            last(&found).is_some() && last(&found) >= leads.as_ref().and_then(last).map(|i| i - 5)
+        })
+    });
+    assert!(nodes.stderr(away).contains("the bodies of a snapshot are here"), "it came back by a snapshot");
+    nodes.kill(leader);
+    nodes.wait_accepting();
+    let mut client = Client::connect(away, &nodes.smtp(away)).unwrap();
+    history.push(client.transact("after", &["r"], &message("after", 600)));
+    nodes.wait_drained(Duration::from_secs(20));
+    assert!(history.iter().all(|sent| sent.outcome == Outcome::Ok));
     judge(&history, &customer.taken()).assert_good();
 }

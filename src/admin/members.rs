@@ -11,6 +11,8 @@ use super::server::{Admin, failed};
 
 /// A new member that has not caught up within this time stays a learner until the command is repeated.
 const CATCH_UP: Duration = Duration::from_secs(540);
+/// Entries that a node may lack and still be handed leadership.
+const LAG_MAX: u64 = 1000;
 /// How long handing over takes at the most.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -55,21 +57,34 @@ impl Admin {
             return Err(failed("this node does not lead"));
         }
         if let Some(to) = to {
-            if !self.cluster.members().contains_key(&to) {
-                return Err(failed(&format!("node {to} is not a member")));
-            }
             if to == self.cluster.id() {
                 return Ok(json!({ "leader": to }));
             }
+            let report = self.cluster.report().await;
+            let last = report.matched.values().max().copied().unwrap_or(0);
+            let matched = report.matched.get(&to).copied().unwrap_or(0);
+            match report.nodes.get(&to) {
+                None => return Err(failed(&format!("node {to} is not a member"))),
+                Some((_, None)) => return Err(failed(&format!("node {to} does not answer"))),
+                Some(_) if !report.voters.contains(&to) => {
+                    return Err(failed(&format!("node {to} has no vote yet: it is still catching up")));
+                }
+                Some(_) if matched + LAG_MAX < last => {
+                    return Err(failed(&format!(
+                        "node {to} is at entry {matched} of {last}: let it catch up first"
+                    )));
+                }
+                Some(_) => {}
+            }
         }
-        // No transaction is open while leadership changes hands.
-        self.delivery.drain(HAND_OVER).await;
-        let moved = self.cluster.hand_over(to, HAND_OVER).await;
+        // A transaction that does not end would be begun again by the next leader: then rather later.
+        let moved = self.delivery.drain(HAND_OVER).await && self.cluster.hand_over(to, HAND_OVER).await;
         self.delivery.resume();
-        match moved {
-            true => Ok(json!({ "leader": self.cluster.leader() })),
-            false => Err(failed(
-                "leadership was not taken over in time: is the other node there, and not far behind?",
+        match self.cluster.leader().filter(|leader| moved && to.is_none_or(|to| to == *leader)) {
+            Some(leader) => Ok(json!({ "leader": leader })),
+            None => Err(failed(
+                "leadership was not handed over in time: a transaction was open, or the other node did not take it; `status` says who \
+                 leads",
             )),
         }
     }

@@ -35,8 +35,10 @@ pub(super) enum Nothing {
 /// What an answer without records brings for a proof that there are none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Denial {
-    /// The zone proves it, or has no proofs to give.
-    Good,
+    /// The zone proves it.
+    Proven,
+    /// The zone is proven to have no proofs to give.
+    Unsigned,
     /// What it brings is a stranger's: an answer to another question, or a forgery.
     Foreign,
     /// It brings nothing.
@@ -81,7 +83,7 @@ pub(super) fn denial(answer: &NoRecords) -> Denial {
     let authorities = answer.authorities.as_deref().unwrap_or_default();
     let is_proof = |data: &RData| matches!(data, RData::DNSSEC(DNSSECRData::NSEC(_) | DNSSECRData::NSEC3(_)));
     if authorities.iter().any(|r| is_proof(&r.data) && r.proof.is_secure()) {
-        return Denial::Good;
+        return Denial::Proven;
     }
     let unsigned = |owner: &Name, is_insecure: bool| is_insecure && owner.zone_of(name);
     let soa = answer.soa.iter().any(|r| unsigned(&r.name, r.proof.is_insecure()));
@@ -90,7 +92,7 @@ pub(super) fn denial(answer: &NoRecords) -> Denial {
         .filter(|r| matches!(r.data, RData::SOA(_)))
         .any(|r| unsigned(&r.name, r.proof.is_insecure()));
     match soa || authority {
-        true => Denial::Good,
+        true => Denial::Unsigned,
         false if authorities.is_empty() && answer.soa.is_none() => Denial::Bare,
         false => Denial::Foreign,
     }
@@ -172,8 +174,8 @@ mod tests {
             answer.authorities = (!authorities.is_empty()).then(|| Arc::from(authorities));
             denial(&answer)
         };
-        assert_eq!(judge(vec![soa("victim.example.", Secure), nsec(Secure)]), Denial::Good);
-        assert_eq!(judge(vec![soa("victim.example.", Insecure)]), Denial::Good, "its zone is not signed");
+        assert_eq!(judge(vec![soa("victim.example.", Secure), nsec(Secure)]), Denial::Proven);
+        assert_eq!(judge(vec![soa("victim.example.", Insecure)]), Denial::Unsigned, "its zone is not signed");
         assert_eq!(judge(vec![soa("evil.example.", Insecure)]), Denial::Foreign);
         assert_eq!(judge(vec![soa("victim.example.", Bogus)]), Denial::Foreign);
         assert_eq!(

@@ -16,12 +16,14 @@ use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::dnssec::TrustAnchors;
-use hickory_resolver::proto::rr::RecordType;
+use hickory_resolver::proto::rr::{Name, RecordType};
 
 use super::answer::{Denial, Found, Nothing, denial, denied, follow};
 use crate::clock;
 use crate::config::{Dns as Settings, Dnssec, name_server};
 
+/// Labels of a name that are looked at for the zone that it is in.
+const LABELS_MAX: usize = 12;
 /// For so long it is known whether these name servers give proofs.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
@@ -123,9 +125,9 @@ impl Dns {
         match resolver.lookup(whole(name), kind).await {
             Ok(found) => follow(found.answers(), name, kind).map_or_else(unproven, Ok),
             Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => match denial(&answer) {
-                Denial::Good => Err(denied(&answer)),
+                Denial::Proven | Denial::Unsigned => Err(denied(&answer)),
                 Denial::Foreign => unproven(),
-                Denial::Bare if is_unsigned(resolver, answer.query.name().to_ascii()).await => {
+                Denial::Bare if is_unsigned(resolver, answer.query.name().clone()).await => {
                     Err(denied(&answer))
                 }
                 Denial::Bare => unproven(),
@@ -213,16 +215,27 @@ fn whole(name: &str) -> String {
     format!("{}.", name.trim_end_matches('.'))
 }
 
-/// Whether the zone of a name is proven to be unsigned: its SOA comes with every denial.
-async fn is_unsigned(resolver: &TokioResolver, name: String) -> bool {
-    match resolver.lookup(whole(&name), RecordType::SOA).await {
-        Ok(found) => {
-            let own = found.answers().iter().filter(|r| r.record_type() == RecordType::SOA);
-            own.into_iter().any(|r| r.name.to_ascii() == name && r.proof.is_insecure())
+/// Whether the zone of a name is proven to be unsigned: the SOA above it is.
+async fn is_unsigned(resolver: &TokioResolver, mut name: Name) -> bool {
+    for _ in 0..LABELS_MAX {
+        match resolver.lookup(whole(&name.to_ascii()), RecordType::SOA).await {
+            Ok(found) => {
+                let mut own = found.answers().iter().filter(|r| r.record_type() == RecordType::SOA);
+                return own.any(|r| r.name == name && r.proof.is_insecure());
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => match denial(&answer) {
+                Denial::Unsigned => return true,
+                Denial::Proven | Denial::Foreign => return false,
+                Denial::Bare => {}
+            },
+            Err(_) => return false,
         }
-        Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => denial(&answer) == Denial::Good,
-        Err(_) => false,
+        if name.is_root() {
+            return false;
+        }
+        name = name.base_name();
     }
+    false
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! message of an earlier term always. All state here is made anew from the queue with each term; a crash loses none of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,8 +54,8 @@ pub struct Delivery {
     pub(super) open: AtomicUsize,
     /// Recipients whose job is in the hands of a connection. Locked last, after queue, scheduler and targets.
     pub(super) in_hand: Mutex<BTreeSet<(MessageId, u16)>>,
-    /// Set while the node hands over: nothing new is begun.
-    pub(super) draining: AtomicBool,
+    /// How many want nothing new to be begun, while the node hands over.
+    pub(super) draining: AtomicUsize,
     /// Messages that an operator wants tried now.
     pub(super) retry: watch::Sender<BTreeSet<MessageId>>,
     pub(super) waits: Mutex<BTreeMap<MessageId, u64>>,
@@ -133,7 +133,7 @@ impl Delivery {
             sessions: AtomicU64::new(1),
             open: AtomicUsize::new(0),
             in_hand: Mutex::default(),
-            draining: AtomicBool::new(false),
+            draining: AtomicUsize::new(0),
             retry: watch::Sender::default(),
             waits: Mutex::default(),
             held: Mutex::default(),
@@ -157,7 +157,7 @@ impl Delivery {
 
     /// Begins nothing new, and waits until what is open has ended and is committed, or until `patience` is over. Whether it has.
     pub async fn drain(&self, patience: Duration) -> bool {
-        self.draining.store(true, Ordering::SeqCst);
+        self.draining.fetch_add(1, Ordering::SeqCst);
         let deadline = clock::after(patience);
         while (self.open.load(Ordering::SeqCst) > 0 || self.settler.count() > 0) && clock::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -165,9 +165,9 @@ impl Delivery {
         self.open.load(Ordering::SeqCst) == 0 && self.settler.count() == 0
     }
 
-    /// Ends a [`Delivery::drain`]: if this node still leads, or leads again, it delivers.
+    /// Ends one [`Delivery::drain`]: if that was the last, and this node still leads, or leads again, it delivers.
     pub fn resume(&self) {
-        self.draining.store(false, Ordering::SeqCst);
+        self.draining.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Tries these messages now, if this node leads.
@@ -485,7 +485,7 @@ impl Delivery {
     }
 
     fn open_connections(self: &Arc<Self>, reign: &Arc<Reign>) {
-        if self.draining.load(Ordering::SeqCst) {
+        if self.draining.load(Ordering::SeqCst) > 0 {
             return;
         }
         let now = self.now_ms();
@@ -554,7 +554,7 @@ impl Delivery {
         let mut over = reign.over.subscribe();
         loop {
             let more = reign.job.notified();
-            let stopping = self.draining.load(Ordering::SeqCst) || *over.borrow();
+            let stopping = self.draining.load(Ordering::SeqCst) > 0 || *over.borrow();
             let Some((message, job)) = (if stopping { None } else { self.take(reign, key) }) else {
                 if stopping {
                     return connection.quit().await;

@@ -270,7 +270,12 @@ impl RaftNetworkV2<TypeConfig> for Link {
             }
             let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
             let installed = self.ask(request, Vec::new(), option.hard_ttl()).await;
-            transfers.goes_on(self.target);
+            match installed {
+                Ok(_) => transfers.goes_on(self.target),
+                Err(RPCError::Unreachable(_)) => transfers.end(self.target),
+                // It may still be at it.
+                Err(_) => {}
+            }
             installed
         };
         tokio::select! {

@@ -27,7 +27,7 @@ use crate::codec::entry_from_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
 use crate::proposal::{Fence, Here};
 use crate::snapshot::Part;
-use crate::transfer;
+use crate::transfer::{self, NotInstalled};
 use crate::types::{Proposal, Raft, log_id, position, raft_vote, stored_vote};
 
 /// Connections of peers at the same time: each peer has a handful.
@@ -293,7 +293,8 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                     Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
                     Err(e) => failed(&e),
                 },
-                Err(why) => failed(&why),
+                Err(NotInstalled::Busy) => plain(Answer::Installing),
+                Err(NotInstalled::Failed(why)) => failed(&why),
             }
         }
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
