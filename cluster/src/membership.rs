@@ -168,10 +168,7 @@ impl Cluster {
             if at + NEARLY >= of && at > 0 {
                 break;
             }
-            if self.leading().is_none() {
-                return Err(ChangeError::NotLeader);
-            }
-            if clock::now() > deadline {
+            if clock::now() > deadline || self.leading().is_none() {
                 return Err(ChangeError::NotYet { id, at, of });
             }
             tokio::time::sleep(LOOK).await;
