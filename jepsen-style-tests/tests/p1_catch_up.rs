@@ -148,7 +148,9 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     // Its disk is slow, so that the transfer takes its time.
     let file = nodes.config(asleep);
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("[storage]", "[storage]\nsync_delay = \"150ms\"")).unwrap();
+    let delay = (6000 / mib).clamp(5, 150);
+    std::fs::write(&file, text.replace("[storage]", &format!("[storage]\nsync_delay = \"{delay}ms\"")))
+        .unwrap();
     let before = [leader, other].map(|id| {
         // Its peak from here on.
         std::fs::write(format!("/proc/{}/clear_refs", nodes.pid(id).unwrap()), "5").unwrap();
@@ -156,7 +158,7 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     });
     nodes.start(asleep);
     let all = (bodies * BODY) as u64;
-    wait_for("a part of it to come", Duration::from_secs(60), || {
+    wait_for("a part of it to come", Duration::from_secs(60 + mib as u64 / 10), || {
         node(&nodes, asleep).is_some_and(|n| n["live_body_bytes"].as_u64() > Some(all / 3))
     });
     let first_grew = kib(&nodes, leader, "VmHWM").saturating_sub(before[0]);
