@@ -33,7 +33,7 @@ use crate::placement::Member;
 use crate::repair;
 use crate::state_machine::{Started, StateMachine};
 use crate::transfer::Transfers;
-use crate::types::Raft;
+use crate::types::{Raft, position};
 
 /// What a node needs to know to take part.
 pub struct Settings {
@@ -277,8 +277,11 @@ async fn members_of_log(log: &Arc<Log>, state_machine: &StateMachine) -> BTreeMa
     let (mut store, mut machine) = (LogStore { log: log.clone() }, state_machine.clone());
     let found = openraft::storage::StorageHelper::new(&mut store, &mut machine).get_membership().await;
     let Ok(found) = found else { return state_machine.members() }; // damage, which is mended later
-    let each = found.committed().nodes().chain(found.effective().nodes());
-    each.map(|(id, member)| (*id, member.clone())).collect()
+    let known = log.committed().map(|at| at.index);
+    let is_committed = found.effective().log_id().as_ref().map(|id| position(id).index) <= known;
+    // One that was taken out is not asked any more, and one that may not be in yet is.
+    let before = found.committed().nodes().filter(|_| !is_committed);
+    before.chain(found.effective().nodes()).map(|(id, member)| (*id, member.clone())).collect()
 }
 
 /// Waits until it is clear how this empty node comes into a cluster. True if it is to form one.

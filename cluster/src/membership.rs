@@ -49,6 +49,15 @@ pub enum ChangeError {
         /// How far the leader is.
         of: u64,
     },
+    /// A node was taken out, and the others do not yet hold all that it held.
+    #[error(
+        "node {id} is no member any more, but the others do not yet hold all mail under two power and two network labels: keep its disk \
+         until `status` shows that they have caught up"
+    )]
+    KeepIt {
+        /// The node.
+        id: u64,
+    },
     /// It may have been changed or not.
     #[error("the outcome is unknown: look at `status`")]
     Unknown,
@@ -110,7 +119,8 @@ impl Cluster {
         self.members().into_iter().filter(|(id, _)| ids.contains(id)).collect()
     }
 
-    /// As leader: brings a new, empty node in. `tell` hears how far it is, in entries, and how far the leader is.
+    /// As leader: brings a new, empty node in. `tell` hears how far it is, in entries, and how far the leader is, and says whether
+    /// anybody still wants it.
     ///
     /// # Errors
     /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
@@ -120,11 +130,14 @@ impl Cluster {
         member: Member,
         force: bool,
         patience: Duration,
-        tell: impl Fn(u64, u64) + Send,
+        tell: impl Fn(u64, u64) -> bool + Send,
     ) -> Result<(), ChangeError> {
         let _one = self.inner.changing.try_lock().map_err(|_| under_way())?;
         if self.leading().is_none() {
             return Err(ChangeError::NotLeader);
+        }
+        if self.configs().len() > 1 {
+            return Err(under_way());
         }
         let refused = |why: String| Err(ChangeError::Refused(why));
         let (members, voters) = (self.members(), self.voters());
@@ -164,11 +177,11 @@ impl Cluster {
         let deadline = clock::now() + patience;
         loop {
             let (at, of) = (applied(&peer).await, self.last_index());
-            tell(at, of);
+            let is_wanted = tell(at, of);
             if at + NEARLY >= of && at > 0 {
                 break;
             }
-            if clock::now() > deadline || self.leading().is_none() {
+            if !is_wanted || clock::now() > deadline || self.leading().is_none() {
                 return Err(ChangeError::NotYet { id, at, of });
             }
             tokio::time::sleep(LOOK).await;
@@ -208,6 +221,9 @@ impl Cluster {
         if self.leading().is_none() {
             return Err(ChangeError::NotLeader);
         }
+        if self.configs().len() > 1 {
+            return Err(under_way());
+        }
         let refused = |why: String| Err(ChangeError::Refused(why));
         if !self.members().contains_key(&id) {
             return refused(format!("node {id} is not a member"));
@@ -228,23 +244,45 @@ impl Cluster {
             return refused(format!("{why}; --force does it all the same"));
         }
         // What was acknowledged on the strength of the one that goes must stand without it.
-        let committed_now = self.raft().data_metrics().borrow_watched().cluster_committed;
-        let committed_now = committed_now.as_ref().map_or(LogIndex(0), |id| position(id).index);
+        if !force && !self.wait_placed_without(&staying).await {
+            return refused(
+                "the nodes that stay do not yet hold all mail under two power and two network labels; wait until they have caught up, or \
+                 --force"
+                    .into(),
+            );
+        }
+        let gone = BTreeSet::from([id]);
+        committed(self.raft().change_membership(ChangeMembers::RemoveVoters(gone), false)).await?;
+        // And what was acknowledged until then.
+        match self.wait_placed_without(&staying).await {
+            true => Ok(()),
+            false => Err(ChangeError::KeepIt { id }),
+        }
+    }
+
+    /// Waits a while for the nodes that stay to hold, with a placement, all that is committed now.
+    async fn wait_placed_without(&self, staying: &BTreeMap<u64, Member>) -> bool {
+        let now = self.raft().data_metrics().borrow_watched().cluster_committed;
+        let now = now.as_ref().map_or(LogIndex(0), |id| position(id).index);
         let deadline = clock::now() + PLACE;
-        while !force && committed_now.0 > 0 && !self.is_placed_without(&staying, committed_now) {
+        while now.0 > 0 && !self.is_placed_without(staying, now) {
             if clock::now() > deadline {
-                return refused("the nodes that stay do not yet hold all mail under two power and two network labels; wait until they \
-                                have caught up, or --force".into());
+                return false;
             }
             tokio::time::sleep(LOOK).await;
         }
-        let gone = BTreeSet::from([id]);
-        committed(self.raft().change_membership(ChangeMembers::RemoveVoters(gone), false)).await
+        true
+    }
+
+    /// The voters, as one set, or as two while they change.
+    fn configs(&self) -> Vec<BTreeSet<u64>> {
+        let metrics = self.raft().server_metrics();
+        metrics.borrow_watched().membership_config.membership().get_joint_config().clone()
     }
 }
 
 fn under_way() -> ChangeError {
-    ChangeError::Refused("another change of the membership is under way on this node".into())
+    ChangeError::Refused("another change of the membership is under way: try again in some seconds".into())
 }
 
 /// How far a node has applied the log; 0 if it does not answer.
@@ -261,21 +299,24 @@ async fn applied(peer: &Peer) -> u64 {
 /// Finishes what a leader has left half done: a change goes by way of a membership of two halves, and until it has left that both must
 /// agree. Ends with the node.
 pub(crate) async fn finish(cluster: Cluster) {
+    let mut said = false;
     loop {
         tokio::time::sleep(FINISH).await;
-        let is_joint = {
-            let metrics = cluster.raft().server_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.membership_config.membership().get_joint_config().len() > 1
-        };
-        if !is_joint || cluster.leading().is_none() {
+        let configs = cluster.configs();
+        if configs.len() < 2 || cluster.leading().is_none() {
+            said = false;
             continue;
         }
         let Ok(_one) = cluster.inner.changing.try_lock() else { continue };
-        tracing::warn!("finishing a change of the membership that was left half done");
+        if configs.last().is_some_and(|last| !last.contains(&cluster.inner.id)) {
+            // It would step down with mail in its hands.
+            cluster.hand_over(None, REQUEST).await;
+            continue;
+        }
         let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
-        if let Err(error) = committed(cluster.raft().change_membership(nobody, false)).await {
-            tracing::warn!(%error, "it is still half done");
+        let finished = committed(cluster.raft().change_membership(nobody, false)).await;
+        if !std::mem::replace(&mut said, true) {
+            tracing::warn!(?finished, "a change of the membership was left half done: finishing it");
         }
     }
 }

@@ -76,16 +76,16 @@ impl<T: Into<String>> From<T> for NotInstalled {
 /// Fetches the bodies that a snapshot needs and this node lacks, so that it can be installed.
 ///
 /// # Errors
-/// Why it cannot be. What was fetched stays for the next attempt.
-pub(crate) async fn receive(
-    cluster: &Cluster,
+/// Why it cannot be. What was fetched stays for the next attempt. The guard is held until the snapshot is installed.
+pub(crate) async fn receive<'c>(
+    cluster: &'c Cluster,
     raft: &Raft,
     last: Option<LogPosition>,
     parts: u32,
     from: u64,
-) -> Result<Snapshot, NotInstalled> {
+) -> Result<(Snapshot, tokio::sync::MutexGuard<'c, ()>), NotInstalled> {
     // One at a time: a leader that lost patience sends everything again while the first one still fetches.
-    let _one = cluster.inner.installing.try_lock().map_err(|_| NotInstalled::Busy)?;
+    let one = cluster.inner.installing.try_lock().map_err(|_| NotInstalled::Busy)?;
     let contents = {
         let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
         assembly.complete((from, last), parts)?
@@ -118,7 +118,7 @@ pub(crate) async fn receive(
         took_ms = clock::now().duration_since(began).as_millis() as u64,
         "the bodies of a snapshot are here"
     );
-    Ok(snapshot(contents, last)?)
+    Ok((snapshot(contents, last)?, one))
 }
 
 fn snapshot(contents: Contents, last: Option<LogPosition>) -> Result<Snapshot, String> {

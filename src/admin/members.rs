@@ -40,6 +40,7 @@ impl Admin {
         let progress = |at: u64, of: u64| {
             // Whoever reads slowly hears less of it.
             drop(tell.try_send(json!({ "id": id, "at": at, "of": of })));
+            !tell.is_closed()
         };
         self.cluster.add(id, member, force, CATCH_UP, progress).await.map_err(not_changed)?;
         Ok(json!({ "added": id }))
@@ -78,8 +79,14 @@ impl Admin {
             }
         }
         // A transaction that does not end would be begun again by the next leader: then rather later.
-        let moved = self.delivery.drain(HAND_OVER).await && self.cluster.hand_over(to, HAND_OVER).await;
-        self.delivery.resume();
+        let (delivery, cluster) = (self.delivery.clone(), self.cluster.clone());
+        // To its end, whatever becomes of the operator's connection: what was drained goes on.
+        let hand_over = tokio::spawn(async move {
+            let moved = delivery.drain(HAND_OVER).await && cluster.hand_over(to, HAND_OVER).await;
+            delivery.resume();
+            moved
+        });
+        let moved = hand_over.await.unwrap_or(false);
         match self.cluster.leader().filter(|leader| moved && to.is_none_or(|to| to == *leader)) {
             Some(leader) => Ok(json!({ "leader": leader })),
             None => Err(failed(

@@ -27,6 +27,8 @@ use crate::smtp::address::is_domain;
 
 /// Operators' connections at the same time; who comes beyond waits.
 const CONNECTIONS_MAX: usize = 32;
+/// An operator's request comes within this time.
+const REQUEST: Duration = Duration::from_secs(10);
 /// Pinned keys of one route: the one in use, the next one, and for several hosts.
 const PINS_MAX: usize = 16;
 /// Messages of one page of a walk.
@@ -105,7 +107,7 @@ async fn serve(stream: tokio::net::TcpStream, tls: &TlsAcceptor, admin: Arc<Admi
     let (reader, mut writer) = tokio::io::split(stream);
     let mut line = String::new();
     let mut reader = BufReader::new(reader.take(LINE_BYTES_MAX as u64));
-    reader.read_line(&mut line).await?;
+    timeout(REQUEST, reader.read_line(&mut line)).await??;
     if line.starts_with("GET ") {
         // The rest of the request says nothing that counts here.
         let mut rest = String::new();
@@ -127,12 +129,18 @@ async fn serve(stream: tokio::net::TcpStream, tls: &TlsAcceptor, admin: Arc<Admi
         result
     };
     let write = async {
-        while let Some(item) = items.recv().await {
-            let mut line = serde_json::to_vec(&Line::Item(item))?;
-            line.push(b'\n');
-            writer.write_all(&line).await?;
-        }
-        anyhow::Ok(())
+        let all = async {
+            while let Some(item) = items.recv().await {
+                let mut line = serde_json::to_vec(&Line::Item(item))?;
+                line.push(b'\n');
+                writer.write_all(&line).await?;
+            }
+            anyhow::Ok(())
+        };
+        let written = all.await;
+        // Nobody reads any more: who still tells hears of it.
+        items.close();
+        written
     };
     let (result, written) = tokio::join!(answer, write);
     written?;

@@ -221,7 +221,9 @@ async fn is_unsigned(resolver: &TokioResolver, mut name: Name) -> bool {
         match resolver.lookup(whole(&name.to_ascii()), RecordType::SOA).await {
             Ok(found) => {
                 let mut own = found.answers().iter().filter(|r| r.record_type() == RecordType::SOA);
-                return own.any(|r| r.name == name && r.proof.is_insecure());
+                if let Some(own) = own.find(|r| r.name == name) {
+                    return own.proof.is_insecure();
+                }
             }
             Err(NetError::Dns(DnsError::NoRecordsFound(answer))) => match denial(&answer) {
                 Denial::Unsigned => return true,

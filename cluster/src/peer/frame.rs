@@ -150,12 +150,12 @@ pub(crate) enum Answer {
     /// It was here, and other octets stand in its place.
     BodyDamaged,
     Snapshot(Vote),
-    /// An earlier snapshot is still being installed.
-    Installing,
     /// A report in bincode follows raw.
     Status,
     Seen(Seen),
     Failed(String),
+    /// An earlier snapshot is still being installed.
+    Installing,
 }
 
 /// A frame that is not one.

@@ -269,14 +269,18 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 }
             }
             let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
-            let installed = self.ask(request, Vec::new(), option.hard_ttl()).await;
-            match installed {
-                Ok(_) => transfers.goes_on(self.target),
-                Err(RPCError::Unreachable(_)) => transfers.end(self.target),
+            match self.peer.ask(request, Vec::new(), option.hard_ttl()).await {
+                Ok((Answer::Failed(why), _)) => {
+                    transfers.end(self.target);
+                    Err(unreachable(why))
+                }
+                Ok((answer, _)) => {
+                    transfers.goes_on(self.target);
+                    Ok(answer)
+                }
                 // It may still be at it.
-                Err(_) => {}
+                Err(why) => Err(broken(why)),
             }
-            installed
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),

@@ -289,7 +289,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         }
         Request::Snapshot { vote, last, parts } => {
             match transfer::receive(cluster, raft, last, parts, from).await {
-                Ok(snapshot) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
+                Ok((snapshot, _one)) => match raft.install_full_snapshot(raft_vote(&vote), snapshot).await {
                     Ok(response) => plain(Answer::Snapshot(stored_vote(&response.vote))),
                     Err(e) => failed(&e),
                 },
