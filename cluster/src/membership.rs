@@ -119,6 +119,18 @@ impl Cluster {
         self.members().into_iter().filter(|(id, _)| ids.contains(id)).collect()
     }
 
+    /// One change at a time, by the leader, and none across another one that is half done.
+    fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
+        let one = self.inner.changing.try_lock().map_err(|_| under_way())?;
+        if self.leading().is_none() {
+            return Err(ChangeError::NotLeader);
+        }
+        if self.configs().len() > 1 {
+            return Err(under_way());
+        }
+        Ok(one)
+    }
+
     /// As leader: brings a new, empty node in. `tell` hears how far it is, in entries, and how far the leader is, and says whether
     /// anybody still wants it.
     ///
@@ -132,13 +144,7 @@ impl Cluster {
         patience: Duration,
         tell: impl Fn(u64, u64) -> bool + Send,
     ) -> Result<(), ChangeError> {
-        let _one = self.inner.changing.try_lock().map_err(|_| under_way())?;
-        if self.leading().is_none() {
-            return Err(ChangeError::NotLeader);
-        }
-        if self.configs().len() > 1 {
-            return Err(under_way());
-        }
+        let _one = self.begin_change()?;
         let refused = |why: String| Err(ChangeError::Refused(why));
         let (members, voters) = (self.members(), self.voters());
         if let Err(why) = may_come(id, &member, &members, &voters) {
@@ -217,13 +223,7 @@ impl Cluster {
     /// # Errors
     /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
     pub async fn remove(&self, id: u64, force: bool) -> Result<(), ChangeError> {
-        let _one = self.inner.changing.try_lock().map_err(|_| under_way())?;
-        if self.leading().is_none() {
-            return Err(ChangeError::NotLeader);
-        }
-        if self.configs().len() > 1 {
-            return Err(under_way());
-        }
+        let _one = self.begin_change()?;
         let refused = |why: String| Err(ChangeError::Refused(why));
         if !self.members().contains_key(&id) {
             return refused(format!("node {id} is not a member"));
