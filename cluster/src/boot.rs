@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 
 use crate::clock;
 use crate::cluster::{Cluster, Inner};
+use crate::contact::Contact;
 use crate::durability::Gate;
 use crate::limits::{APPEND_ENTRIES_MAX, REQUEST};
 use crate::log_store::LogStore;
@@ -142,7 +143,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         .await
         .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
     let transfers: Arc<Transfers> = Arc::default();
-    let local = Arc::new(Local { cluster: cluster.clone(), id, tls, transfers: transfers.clone() });
+    let contact = Mutex::new(Contact::new(began));
+    let local = Arc::new(Local { cluster: cluster.clone(), id, tls, transfers: transfers.clone(), contact });
     let connect = |members: &BTreeMap<u64, Member>| -> BTreeMap<u64, Peer> {
         let others = members.iter().filter(|(peer, _)| **peer != id);
         others.map(|(peer, m)| (*peer, Peer::new(local.clone(), *peer, m.address.clone()))).collect()
@@ -191,7 +193,6 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             local: local.clone(),
             configured: members.clone(),
             applied: applied.clone(),
-            heard: Mutex::new(began),
             promise,
             votes_from: began + promise,
             prepared: Mutex::new(!pristine),

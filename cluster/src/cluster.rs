@@ -97,8 +97,6 @@ pub(crate) struct Inner {
     /// Members as the node file says; the membership counts once there is one.
     pub(crate) configured: BTreeMap<u64, Member>,
     pub(crate) applied: watch::Receiver<u64>,
-    /// When the last message of a leader came in; the start of the node until then.
-    pub(crate) heard: Mutex<Instant>,
     pub(crate) promise: Duration,
     /// Before this time the node grants no vote: it has forgotten what it promised.
     pub(crate) votes_from: Instant,
@@ -249,15 +247,12 @@ impl Cluster {
         Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
     }
 
-    /// How long ago this node knew of a quorum: as leader, that one answered; as follower, that a leader spoke. A node that
-    /// just started gets the benefit of the doubt.
-    pub fn quorum_age(&self) -> Option<Duration> {
-        let now = clock::now();
-        let at = match self.leading() {
-            Some(_) => self.quorum_heard()?,
-            None => *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner),
-        };
-        Some(now.saturating_duration_since(at))
+    /// How long ago this node knew of a quorum: a leader spoke to it, or a majority followed it. A node that just started gets the benefit
+    /// of the doubt.
+    pub fn quorum_age(&self) -> Duration {
+        let voters = self.voters();
+        let at = self.inner.local.contact().quorum_known(self.inner.id, &voters);
+        clock::now().saturating_duration_since(at)
     }
 
     /// Whether all members together could satisfy placement at all.
@@ -292,6 +287,8 @@ impl Cluster {
 
     /// What this node says of itself.
     pub fn own_report(&self) -> NodeReport {
+        // Before the metrics are borrowed: openraft waits for who holds them, and who borrows them twice waits for openraft.
+        let about = self.inner.about.get().map(|about| about(self)).unwrap_or_default();
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
         let role = match metrics.state {
@@ -321,7 +318,7 @@ impl Cluster {
                 Standing::Aside => "aside",
             }
             .into(),
-            about: self.inner.about.get().map(|about| about(self)).unwrap_or_default(),
+            about,
         }
     }
 
@@ -353,7 +350,7 @@ impl Cluster {
         let matched = data.borrow_watched().replication.as_ref().map_or_else(BTreeMap::new, |replication| {
             replication.iter().filter_map(|(id, at)| Some((*id, position(at.as_ref()?).index.0))).collect()
         });
-        let stale = self.quorum_age().is_none_or(|age| age > Duration::from_secs(2));
+        let stale = self.quorum_age() > Duration::from_secs(2);
         let voters = self.voters();
         Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched, voters }
     }

@@ -11,6 +11,7 @@ mod boot;
 pub mod clock;
 mod cluster;
 mod codec;
+mod contact;
 mod durability;
 pub mod lease;
 mod limits;

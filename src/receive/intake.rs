@@ -120,7 +120,7 @@ impl Intake {
             let reply = Reply::new(452, "4.3.1", "Error: no room, try again later");
             return Some(("no room: too few nodes have any to place a message on".into(), reply));
         }
-        if self.cluster.quorum_age().is_none_or(|age| age > QUORUM_LOST_AFTER) {
+        if self.cluster.quorum_age() > QUORUM_LOST_AFTER {
             let reply = Reply::new(451, "4.3.0", "Error: no quorum, try again later");
             return Some(("no quorum".into(), reply));
         }

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is the Peers edge")]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,17 +16,26 @@ use tokio_rustls::client::TlsStream;
 
 use super::frame::{self, Answer, Frame, Hello, PROTOCOL, Purpose, Request};
 use super::tls::{PeerTls, node_name};
+use crate::contact::Contact;
 use crate::limits::{CONNECT, REQUESTS_IN_FLIGHT_MAX};
 use crate::transfer::Transfers;
 
 /// Who speaks, and how it proves it.
-#[derive(Clone)]
 pub(crate) struct Local {
     pub(crate) cluster: String,
     pub(crate) id: u64,
     pub(crate) tls: PeerTls,
     /// Snapshots that this node sends.
     pub(crate) transfers: Arc<Transfers>,
+    /// What was heard of other members.
+    pub(crate) contact: Mutex<Contact>,
+}
+
+impl Local {
+    /// What was heard of other members.
+    pub(crate) fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why there is no answer.

@@ -28,6 +28,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::client::{AskError, Connection, Local, Peer, connect};
 use super::frame::{self, Answer, AppendAnswer, Purpose, Request};
+use crate::clock;
 use crate::codec::entry_to_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, NO_PROGRESS, REQUEST, SNAPSHOT_PART};
 use crate::placement::Member;
@@ -83,6 +84,8 @@ struct Appending<'s, S> {
     in_flight: usize,
     deadline: Instant,
     out: BytesMut,
+    local: &'s Local,
+    target: u64,
     spare: &'s mut Option<Connection>,
 }
 
@@ -103,7 +106,10 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appending<'_, S
                     self.in_flight -= 1;
                     self.deadline = Instant::now() + NO_PROGRESS;
                     return Some(match answer {
-                        Ok(AppendAnswer::Durable(at)) => (Ok(Ok(at.map(log_id))), Some(self)),
+                        Ok(AppendAnswer::Durable(at)) => {
+                            self.local.contact().followed(self.target, clock::now());
+                            (Ok(Ok(at.map(log_id))), Some(self))
+                        }
                         // The other side ends its stream after these two.
                         Ok(AppendAnswer::Conflict(at)) => {
                             (Ok(Err(StreamAppendError::Conflict(log_id(at)))), None)
@@ -165,6 +171,9 @@ impl Link {
     ) -> Result<VoteResponse<TypeConfig>, Failure> {
         match self.ask(request, Vec::new(), option.soft_ttl()).await? {
             Answer::Vote { vote, granted, last } => {
+                if granted {
+                    self.local.contact().followed(self.target, clock::now());
+                }
                 Ok(VoteResponse::new(raft_vote(&vote), last.map(log_id), granted))
             }
             _ => Err(broken("not an answer to a vote")),
@@ -215,6 +224,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 in_flight: 0,
                 deadline: Instant::now() + NO_PROGRESS,
                 out: BytesMut::new(),
+                local: &self.local,
+                target: self.target,
                 spare: &mut self.spare,
             };
             let stream =

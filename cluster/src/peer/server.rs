@@ -153,8 +153,7 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
         while let Some(answer) = answers.next().await {
             let answer = match answer.map_err(|e| e.to_string())? {
                 Ok(at) => {
-                    let mut heard = cluster.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    *heard = clock::now();
+                    cluster.inner.local.contact().led(clock::now());
                     AppendAnswer::Durable(at.as_ref().map(position))
                 }
                 Err(StreamAppendError::Conflict(at)) => AppendAnswer::Conflict(position(&at)),
