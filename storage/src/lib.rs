@@ -21,6 +21,7 @@ pub mod log;
 pub mod position;
 pub mod record;
 mod scrub;
+mod sync;
 
 pub use bytes::Bytes;
 pub use error::{Damage, OpenError, ReadError, StoreFailed};

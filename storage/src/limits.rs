@@ -1,28 +1,31 @@
 //! Pure. The bounds of the log, and how they depend on each other.
 
+/// Tests that go through many schedules of the threads (`storage/interleavings`) want the bounds to be met soon.
+const SMALL: bool = cfg!(feature = "shuttle");
+
 /// Batches begin and end on this boundary, so that a torn block never holds acknowledged bytes.
 pub const BLOCK_BYTES: u64 = 4096;
 
 /// Size of one copy of the superblock; two copies stand one after the other.
-pub const SUPERBLOCK_COPY_BYTES: u64 = 1 << 20;
+pub const SUPERBLOCK_COPY_BYTES: u64 = if SMALL { 16 << 10 } else { 1 << 20 };
 
 /// The longest head (structured part) of a record. A longer one is refused before it is queued.
-pub const HEAD_BYTES_MAX: usize = 1 << 20;
+pub const HEAD_BYTES_MAX: usize = if SMALL { 8 << 10 } else { 1 << 20 };
 
 /// The longest body of a record: DESIGN's bound of a piece.
-pub const BODY_BYTES_MAX: usize = 256 << 10;
+pub const BODY_BYTES_MAX: usize = if SMALL { 8 << 10 } else { 256 << 10 };
 
 /// What one group commit writes at the most. The rest waits for the next one.
-pub const BATCH_BYTES_MAX: usize = 2 << 20;
+pub const BATCH_BYTES_MAX: usize = if SMALL { 32 << 10 } else { 2 << 20 };
 
 /// Smallest and largest size of a segment file.
-pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
+pub const SEGMENT_BYTES_MIN: u64 = if SMALL { 64 << 10 } else { 4 << 20 };
 /// See [`SEGMENT_BYTES_MIN`]. Offsets within a segment are 32 bits wide.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Requests that may wait for the writer thread. A sender beyond this waits, which is the back-pressure that
 /// keeps memory bounded.
-pub const WRITER_QUEUE_MAX: usize = 4096;
+pub const WRITER_QUEUE_MAX: usize = if SMALL { 2 } else { 4096 };
 
 /// What one round of erasing overwrites at the most, so that it does not ride on somebody's fdatasync.
 pub const ERASE_ROUND_BYTES_MAX: u64 = 8 << 20;

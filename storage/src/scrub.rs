@@ -12,7 +12,6 @@
 //! matter.
 
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +26,7 @@ use crate::log::recovery;
 use crate::log::writer::{Note, Request};
 use crate::position::{Location, LogIndex, SegmentId};
 use crate::record::{Kind, Record};
+use crate::sync::mpsc::SyncSender;
 
 /// Pause before another pass if there was nothing to read.
 const NOTHING_TO_READ: Duration = Duration::from_secs(1);

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::{Disk, DiskFile};
 use crate::limits::BLOCK_BYTES;
+use crate::sync::{Mutex, MutexGuard, lock};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -92,7 +93,7 @@ impl SimDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Loses power: of what was not synced, each block and each name stays or goes by chance.

@@ -11,7 +11,6 @@ mod relocate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, channel};
 use std::time::Duration;
 
 use crate::clock;
@@ -21,6 +20,7 @@ use crate::log::Inner;
 use crate::log::writer::{Note, Request};
 use crate::position::{LogIndex, SegmentId};
 use crate::record::{Kind, Record};
+use crate::sync::mpsc::{SyncSender, channel};
 use plan::Range;
 use relocate::Relocation;
 
@@ -109,11 +109,17 @@ impl Eraser {
                 overwrite(&*file, list).map_err(|e| format!("erasing in segment {id}: {e}"))?;
             }
             let now = clock::now();
-            let erased: Vec<(LogIndex, Duration)> =
-                taken.iter().map(|d| (d.index, now.saturating_duration_since(d.since))).collect();
+            let mut erased: BTreeMap<LogIndex, Duration> = BTreeMap::new();
+            for dying in &taken {
+                let lag = now.saturating_duration_since(dying.since);
+                erased.entry(dying.index).and_modify(|longest| *longest = lag.max(*longest)).or_insert(lag);
+            }
             {
                 let mut state = self.inner.state();
                 state.being_erased = 0;
+                // One that was moved lives on in another place, or dies there later.
+                let dying: BTreeSet<LogIndex> = state.dying.iter().map(|dying| dying.index).collect();
+                erased.retain(|index, _| !state.bodies.contains_key(index) && !dying.contains(index));
                 for dying in &taken {
                     state.body_erased(dying);
                 }
@@ -124,6 +130,7 @@ impl Eraser {
                     }
                 }
             }
+            let erased: Vec<(LogIndex, Duration)> = erased.into_iter().collect();
             (self.inner.options.on_erased)(&erased);
         }
     }

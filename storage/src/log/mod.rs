@@ -19,9 +19,8 @@ mod superblock;
 pub(crate) mod writer;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -32,6 +31,8 @@ use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
 use crate::position::{LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{Kind, Record};
 use crate::scrub::{ScrubReport, Scrubber};
+use crate::sync::mpsc::{SyncSender, channel, sync_channel};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock, thread, wait};
 use superblock::Superblock;
 use writer::{Note, Request, Writer};
 
@@ -52,7 +53,7 @@ pub struct Identity {
     pub node: u64,
 }
 
-/// Gets the index of each body's entry, and how long ago the body died.
+/// Gets the index of each body's entry of which no copy is left, and how long ago it died.
 pub type OnErased = Arc<dyn Fn(&[(LogIndex, std::time::Duration)]) + Send + Sync>;
 
 /// How to run a log. Clones share the callbacks.
@@ -142,10 +143,6 @@ pub(crate) struct Inner {
     pub(crate) wake: Condvar,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Inner {
     pub(crate) fn state(&self) -> MutexGuard<'_, LogState> {
         lock(&self.state)
@@ -180,8 +177,7 @@ impl Inner {
         if *stop {
             return true;
         }
-        let (stop, _) = self.wake.wait_timeout(stop, how_long).unwrap_or_else(PoisonError::into_inner);
-        *stop
+        *wait(&self.wake, &self.stop, stop, how_long)
     }
 }
 
@@ -189,7 +185,7 @@ impl Inner {
 pub struct Log {
     inner: Arc<Inner>,
     requests: Option<SyncSender<Request>>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Log {
@@ -257,7 +253,7 @@ impl Log {
                 .collect(),
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
+            thread::Builder::new()
                 .name(name.into())
                 .spawn(run)
                 .map_err(|error| OpenError::Io { what: format!("starting thread {name}"), error })
@@ -271,7 +267,7 @@ impl Log {
         let log = Log { inner, requests: Some(requests), threads: vec![scrubber, eraser, writer] };
         if let Some(reset) = reset {
             // The first thing that is written brings the reset with it.
-            let (tell, told) = std::sync::mpsc::channel();
+            let (tell, told) = channel();
             let again = Reset { void_but: None, ..reset };
             log.note(again, Box::new(move |result| drop(tell.send(result))));
             if !matches!(told.recv(), Ok(Ok(()))) {

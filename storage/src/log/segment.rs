@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Inner, lock};
+use super::Inner;
 use crate::codec::Reset;
 use crate::disk::{Disk, DiskFile};
 use crate::limits::POOL_SEGMENTS_MAX;
 use crate::position::SegmentId;
+use crate::sync::lock;
 
 /// Room on the disk, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

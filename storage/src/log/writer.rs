@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use super::batch::{self, Batch};
@@ -16,6 +15,8 @@ use crate::error::StoreFailed;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::position::{Location, LogIndex, LogPosition, SegmentId};
 use crate::record::{Kind, Record};
+use crate::sync::mpsc::{Receiver, RecvTimeoutError};
+use crate::sync::receive;
 
 /// After this much idleness the synced position is written as a mark of its own.
 const IDLE_MARK: Duration = Duration::from_millis(10);
@@ -100,7 +101,7 @@ impl Writer {
                 let next = if marked {
                     requests.recv().map_err(|_| RecvTimeoutError::Disconnected)
                 } else {
-                    requests.recv_timeout(IDLE_MARK)
+                    receive(&requests, IDLE_MARK)
                 };
                 match next {
                     Ok(request) => enqueue(&mut waiting, request),
