@@ -16,6 +16,10 @@ use holdfast_storage::index::Standing;
 use holdfast_storage::index::spilled::Directory;
 use holdfast_storage::{Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Rows, Term};
 
+/// The one of the product.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn open(dir: &std::path::Path) -> Log {
     let options = Options {
         segment_bytes: 64 << 20,
