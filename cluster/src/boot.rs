@@ -25,8 +25,9 @@ use crate::limits::{APPEND_ENTRIES_MAX, REQUEST};
 use crate::log_store::LogStore;
 use crate::machine::Machine;
 use crate::membership;
+use crate::others::Others;
 use crate::peer::client::{Local, Peer};
-use crate::peer::frame::{Answer, Past, Request};
+use crate::peer::frame::{Answer, Known, Past, Request};
 use crate::peer::network::Network;
 use crate::peer::server::{past, prepare, serve};
 use crate::peer::tls::PeerTls;
@@ -154,7 +155,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
         Err(OpenError::Lost(damage)) if !peers.is_empty() => {
             tracing::error!(%damage, "the log is damaged; this node asks the others before it takes part");
-            let reset = repair::reset(id, &peers, &damage).await;
+            let others = Others::new(local.clone(), peers.clone());
+            let reset = repair::reset(others, &damage).await;
             Log::salvage(disk, identity, log, reset)?
         }
         opened => opened?,
@@ -167,7 +169,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         StateMachine::restore(machine.clone(), log.clone(), rows.clone(), recovered.checkpoint)
             .map_err(StartError::State)?;
     // The file says who the members were; the log knows who they are.
-    let mut known = members_of_log(&log, &state_machine).await;
+    let (found, mut known) = members_of_log(&log, &state_machine).await;
     if known.is_empty() {
         known = members.clone();
     } else if known.keys().ne(members.keys()) || known.iter().any(|(id, m)| members[id].address != m.address)
@@ -192,6 +194,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             changing: tokio::sync::Mutex::default(),
             local: local.clone(),
             configured: members.clone(),
+            found,
             applied: applied.clone(),
             promise,
             votes_from: began + promise,
@@ -205,7 +208,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));
     // Not before it answers the others: two such nodes would wait for each other.
     if !pristine {
-        let noticed = repair::notice_loss(id, &peers, &cluster.inner.log, recovered.ambiguous_tail).await;
+        let others = Others::new(local.clone(), peers.clone());
+        let noticed = repair::notice_loss(others, &cluster.inner.log, recovered.ambiguous_tail).await;
         noticed.map_err(StartError::State)?;
     }
     let form = match past(&cluster) {
@@ -274,15 +278,19 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
 }
 
 /// The members by the last entries that say so, committed or not. Empty if the log says nothing of them.
-async fn members_of_log(log: &Arc<Log>, state_machine: &StateMachine) -> BTreeMap<u64, Member> {
+async fn members_of_log(
+    log: &Arc<Log>,
+    state_machine: &StateMachine,
+) -> (Option<Known>, BTreeMap<u64, Member>) {
     let (mut store, mut machine) = (LogStore { log: log.clone() }, state_machine.clone());
     let found = openraft::storage::StorageHelper::new(&mut store, &mut machine).get_membership().await;
-    let Ok(found) = found else { return state_machine.members() }; // damage, which is mended later
+    let Ok(found) = found else { return (None, state_machine.members()) }; // damage, which is mended later
     let known = log.committed().map(|at| at.index);
     let is_committed = found.effective().log_id().as_ref().map(|id| position(id).index) <= known;
     // One that was taken out is not asked any more, and one that may not be in yet is.
     let before = found.committed().nodes().filter(|_| !is_committed);
-    before.chain(found.effective().nodes()).map(|(id, member)| (*id, member.clone())).collect()
+    let members = before.chain(found.effective().nodes()).map(|(id, member)| (*id, member.clone())).collect();
+    (Known::of(found.effective()), members)
 }
 
 /// Waits until it is clear how this empty node comes into a cluster. True if it is to form one.

@@ -17,7 +17,7 @@ use crate::durability::{Frontier, Gate};
 use crate::lease::{FinalDotPermit, Lease};
 use crate::machine::{Machine, Refusal};
 use crate::peer::client::{Local, Peer};
-use crate::peer::frame::{Answer, Request};
+use crate::peer::frame::{Answer, Known, Request};
 use crate::placement::{Member, is_placed};
 use crate::snapshot::Assembly;
 use crate::transfer::Transfers;
@@ -96,6 +96,8 @@ pub(crate) struct Inner {
     pub(crate) local: Arc<Local>,
     /// Members as the node file says; the membership counts once there is one.
     pub(crate) configured: BTreeMap<u64, Member>,
+    /// The membership that the log told when the node started.
+    pub(crate) found: Option<Known>,
     pub(crate) applied: watch::Receiver<u64>,
     pub(crate) promise: Duration,
     /// Before this time the node grants no vote: it has forgotten what it promised.

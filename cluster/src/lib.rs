@@ -18,6 +18,7 @@ mod limits;
 mod log_store;
 mod machine;
 mod membership;
+mod others;
 mod peer;
 pub mod placement;
 mod proposal;

@@ -9,8 +9,8 @@
 //! | perhaps what it wrote last: the tail is ambiguous | keeps its log, first hears all other nodes | all others |
 //! | what a leader saw it acknowledge: an old copy was restored | keeps its log, first hears all other nodes | all others |
 //!
-//! Until its own log is as long as what it may have acknowledged it does not campaign and votes for no shorter log: so it votes
-//! as it would have with what it lost (Raft §5.4.1). A vote that may be lost is spent: the highest term of all others is taken
+//! All others are the voters of the newest membership that anybody tells (`others`). Until its own log is as long as what it may have
+//! acknowledged it does not campaign and votes for no shorter log: so it votes as it would have with what it lost (Raft §5.4.1). A vote that may be lost is spent: the highest term of all others is taken
 //! for one in which it has voted (protocol-aware recovery, Alagappan et al., FAST'18). A crash at any point leaves the same to do.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,12 +27,10 @@ use crate::clock;
 use crate::cluster::Cluster;
 use crate::codec::entry_from_stored;
 use crate::limits::REQUEST;
-use crate::peer::client::Peer;
+use crate::others::{ASK, Others, ask};
 use crate::peer::frame::{Answer, Request, Seen};
 use crate::types::{Raft, position, stored_vote};
 
-/// How long one question to a peer may take.
-const ASK: Duration = Duration::from_secs(1);
 /// Pause between rounds of questions.
 const AGAIN: Duration = Duration::from_millis(300);
 /// Pause between looks for damage while the node runs.
@@ -69,17 +67,6 @@ pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
     }
 }
 
-/// Asks all peers at once.
-async fn ask(peers: &BTreeMap<u64, Peer>) -> BTreeMap<u64, Seen> {
-    let asks = peers.iter().map(|(id, peer)| async move {
-        match peer.ask(Request::Seen, Vec::new(), ASK).await {
-            Ok((Answer::Seen(seen), _)) => Some((*id, seen)),
-            _ => None, // also one that has nothing, since it was wiped
-        }
-    });
-    futures_util::future::join_all(asks).await.into_iter().flatten().collect()
-}
-
 /// The vote of a node that may have forgotten its own: it has voted in the highest term that anybody knows, for nobody that could
 /// be elected by it.
 fn spent(own: u64, known: Option<Vote>, answers: &BTreeMap<u64, Seen>) -> Option<Vote> {
@@ -113,15 +100,16 @@ fn all_heard(
 }
 
 /// With what a damaged log begins anew. Waits for as many peers as it takes.
-pub(crate) async fn reset(own: u64, peers: &BTreeMap<u64, Peer>, damage: &Damage) -> Reset {
+pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
+    let own = others.own();
     let void_but = damage.committed.map(|at| at.index);
-    let mut answers = ask(peers).await;
+    let mut answers = others.ask().await;
     if damage.end_is_whole && !knows_better(own, &answers, damage.vote, damage.last) {
         return Reset { vote: damage.vote, last: damage.last, void_but };
     }
     let mut said = false;
     loop {
-        if answers.len() == peers.len() {
+        if answers.len() == others.count() {
             return all_heard(own, &answers, damage.vote, damage.last, void_but);
         }
         if !said {
@@ -131,7 +119,7 @@ pub(crate) async fn reset(own: u64, peers: &BTreeMap<u64, Peer>, damage: &Damage
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
-        answers = ask(peers).await;
+        answers = others.ask().await;
     }
 }
 
@@ -153,13 +141,9 @@ fn knows_better(
 ///
 /// # Errors
 /// If it cannot be noted.
-pub(crate) async fn notice_loss(
-    own: u64,
-    peers: &BTreeMap<u64, Peer>,
-    log: &Log,
-    ambiguous: bool,
-) -> Result<(), String> {
-    let mut answers = ask(peers).await;
+pub(crate) async fn notice_loss(mut others: Others, log: &Log, ambiguous: bool) -> Result<(), String> {
+    let own = others.own();
+    let mut answers = others.ask().await;
     // A doubt that was noted before is no news.
     let known = log.last().max(log.doubt());
     if !ambiguous && !knows_better(own, &answers, log.vote(), known) {
@@ -175,9 +159,9 @@ pub(crate) async fn notice_loss(
             "the log is shorter than what this node acknowledged: an old copy, or damage; hearing all other nodes"
         ),
     }
-    while answers.len() < peers.len() {
+    while answers.len() < others.count() {
         tokio::time::sleep(AGAIN).await;
-        answers = ask(peers).await;
+        answers = others.ask().await;
     }
     let reset = all_heard(own, &answers, log.vote(), known, None);
     let (tell, told) = oneshot::channel();

@@ -160,6 +160,56 @@ fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
     judge(&history, &customer.taken()).assert_good();
 }
 
+/// P9: one of the nodes that were there from the start loses its whole log after another was replaced. Its file still names the one that is
+/// gone; it asks those that are members now.
+#[test]
+fn p9_a_damaged_node_asks_who_is_a_member_now() {
+    let (customer, away) = (Customer::start(), Customer::start());
+    away.set_down(true);
+    let mut nodes = Nodes::prepare(|_, text| text);
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", away.address());
+    let leader = nodes.wait_leader();
+    let [gone, damaged] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    let mut history: Vec<Sent> =
+        (0..20).map(|n| client.transact(&format!("m{n}"), &["r"], &message(&format!("m{n}"), 600))).collect();
+    nodes.kill(gone);
+    prepare(&nodes, 4);
+    nodes.start(4);
+    let added = add(&nodes, 4, &[]);
+    assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
+    let removed = nodes.ask(&["cluster", "remove", &gone.to_string()]);
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+
+    nodes.kill(damaged);
+    for entry in std::fs::read_dir(nodes.data(damaged)).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("segment-") {
+            let octets = vec![0x5a; entry.metadata().unwrap().len() as usize];
+            std::fs::write(entry.path(), octets).unwrap();
+        }
+    }
+    nodes.start(damaged);
+    wait_for("the damaged node to be whole", Duration::from_secs(30), || {
+        let status = nodes.status().unwrap_or_default();
+        let found =
+            status["nodes"].as_array().and_then(|all| all.iter().find(|n| n["id"] == damaged).cloned());
+        found.is_some_and(|node| node["healthy"] == true)
+    });
+    // It counts again, and knows the one that came: the two of them are enough.
+    nodes.kill(leader);
+    nodes.wait_accepting();
+    let mut client = Client::connect(damaged, &nodes.smtp(damaged)).unwrap();
+    history.push(client.transact("after", &["r"], &message("after", 600)));
+    assert!(history.iter().all(|sent| sent.outcome == Outcome::Ok), "{history:?}");
+    nodes.route("test.example", customer.address());
+    nodes.wait_drained(Duration::from_secs(60));
+    judge(&history, &customer.taken()).assert_good();
+}
+
 /// P1: while a node is away others come and go, and the one that leads now it has never heard of. It comes back all the same, and counts.
 #[test]
 fn p1_a_node_that_was_away_follows_a_leader_that_it_never_knew() {

@@ -4,12 +4,15 @@
 //! the length is at most 64 MiB and the message decodes wholly. The first frame of a connection is a [`Hello`]. Messages
 //! are bincode, but for the octets of entries and bodies, which follow raw.
 
+use std::collections::BTreeMap;
+
 use bincode::{Decode, Encode};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use holdfast_storage::codec::{Vote, decode, encode};
 use holdfast_storage::{Entry, LogIndex, LogPosition, Term};
 
 use crate::limits::FRAME_BYTES_MAX;
+use crate::types::{StoredMembership, position};
 
 /// Version of what nodes say.
 pub(crate) const PROTOCOL: u32 = 2;
@@ -98,6 +101,8 @@ pub(crate) enum Request {
     Status,
     /// What does the node that is asked know of the one that asks?
     Seen,
+    /// Who are the members, as far as the node that is asked knows?
+    Members,
 }
 
 /// What a node knows of itself and of the one that asked; see [`crate::repair`].
@@ -156,6 +161,27 @@ pub(crate) enum Answer {
     Failed(String),
     /// An earlier snapshot is still being installed.
     Installing,
+    /// Those that vote, and where their peers reach them, by the membership of this position.
+    Members(Known),
+}
+
+/// A membership that a node knows.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub(crate) struct Known {
+    pub(crate) at: Option<LogPosition>,
+    pub(crate) voters: BTreeMap<u64, String>,
+}
+
+impl Known {
+    /// Nothing if no membership was ever agreed on.
+    pub(crate) fn of(membership: &StoredMembership) -> Option<Known> {
+        let voters = membership.voter_ids().filter_map(|id| {
+            let node = membership.get_node(&id)?;
+            Some((id, node.address.clone()))
+        });
+        let at = membership.log_id().as_ref().map(position)?;
+        Some(Known { at: Some(at), voters: voters.collect() })
+    }
 }
 
 /// A frame that is not one.

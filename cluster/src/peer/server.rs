@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use holdfast_storage::ReadError;
 use holdfast_storage::codec::{decode, encode};
 use openraft::EntryPayload;
+use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, VoteRequest};
 use tokio::io::AsyncWriteExt;
@@ -19,7 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::client::{FrameReader, Local};
-use super::frame::{self, Answer, AppendAnswer, AppendHead, Frame, Hello, PROTOCOL, Past, Purpose, Request};
+use super::frame::{
+    self, Answer, AppendAnswer, AppendHead, Frame, Hello, Known, PROTOCOL, Past, Purpose, Request,
+};
 use super::tls::is_node;
 use crate::clock;
 use crate::cluster::{Cluster, Inner};
@@ -215,6 +218,12 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
                 Err(e) => failed(&e),
             };
         }
+        Request::Members => {
+            return match known(cluster) {
+                Some(known) => plain(Answer::Members(known)),
+                None => failed(&"this node knows of no members yet"),
+            };
+        }
         Request::Prepare => {
             return match prepare(cluster).await {
                 Ok(()) => plain(Answer::Done),
@@ -230,7 +239,9 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         return failed(&"this node is not part of the cluster yet");
     };
     match request {
-        Request::Past | Request::Prepare | Request::Body(_) => unreachable!("answered above"),
+        Request::Past | Request::Prepare | Request::Body(_) | Request::Members => {
+            unreachable!("answered above")
+        }
         Request::PreVote(r) => vote(cluster, raft, r, true).await,
         Request::Vote(r) => vote(cluster, raft, r, false).await,
         Request::TransferLeader { .. } if !cluster.inner.is_whole.load(Ordering::Relaxed) => {
@@ -329,6 +340,14 @@ async fn vote(cluster: &Cluster, raft: &Raft, r: frame::VoteRequest, pre: bool) 
         Err(e) => Answer::Failed(e.to_string()),
     };
     (answer, Bytes::new())
+}
+
+/// The newest membership that this node knows: openraft's, or the log's until that runs.
+fn known(cluster: &Cluster) -> Option<Known> {
+    let Some(raft) = cluster.inner.raft.get() else { return cluster.inner.found.clone() };
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    Known::of(&metrics.membership_config)
 }
 
 /// What this node says of its own past.
