@@ -8,7 +8,7 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::log_store::LogStore;
-use crate::machine::{Applied, ApplyError, Delta, Machine, Origin, Reading, Refusal, Whole};
+use crate::machine::{Applied, ApplyError, Delta, Machine, Refusal, Whole};
 use crate::state_machine::StateMachine;
 use crate::types::TypeConfig;
 
@@ -48,12 +48,12 @@ impl Machine for Counter {
         Vec::new()
     }
 
-    fn whole(&self) -> Reading {
+    fn whole(&self) -> Whole {
         let tables = self.count.to_le_bytes().to_vec();
-        Box::new(move || Ok(Whole { tables, ..Whole::default() }))
+        Whole { tables, steps: Box::new(std::iter::empty()) }
     }
 
-    fn restore(&mut self, tables: &[u8], _origin: Origin) -> Result<(), String> {
+    fn restore(&mut self, tables: &[u8]) -> Result<(), String> {
         self.count = u64::from_le_bytes(tables.try_into().map_err(|_| "not a count")?);
         Ok(())
     }

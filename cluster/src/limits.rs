@@ -12,8 +12,8 @@ pub(crate) const APPEND_ENTRIES_MAX: u64 = 256;
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// The longest frame that a node reads.
 pub(crate) const FRAME_BYTES_MAX: usize = 64 << 20;
-/// Rows and bodies of a snapshot in one request, about.
-pub(crate) const SNAPSHOT_PART_BYTES: usize = 4 << 20;
+/// Tables, rows and bodies of a snapshot in one request, about: one step of a reading more at the most.
+pub(crate) const SNAPSHOT_PART_BYTES: usize = 1 << 20;
 /// Rows of a snapshot in all. A larger one is refused; the follower stays behind until the queue is smaller.
 pub(crate) const SNAPSHOT_BYTES_MAX: usize = 8 << 30;
 /// Bodies of a snapshot that a follower fetches at the same time: a few MiB of memory on either side.

@@ -1,7 +1,6 @@
 //! The seam to the queue: what a replicated state machine must be able to do. It sees committed commands in order and nothing
 //! of Raft but their term and index.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError};
@@ -45,14 +44,6 @@ impl Rows for holdfast_storage::Rows {
     }
 }
 
-/// Where a state comes from.
-pub enum Origin {
-    /// A checkpoint of this node's own: its rows are those of [`Machine::attach`].
-    Checkpoint,
-    /// Another node's snapshot, with its rows. Those of [`Machine::attach`] are the same once [`Machine::checkpointed`] was called.
-    Snapshot(BTreeMap<u128, Bytes>),
-}
-
 /// What came of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -73,19 +64,25 @@ pub struct Delta {
     pub tables: Vec<u8>,
 }
 
-/// A state, whole.
+/// Some of a state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Whole {
-    /// All rows.
-    pub rows: BTreeMap<u128, Vec<u8>>,
-    /// The small tables.
-    pub tables: Vec<u8>,
+pub struct Step {
+    /// Rows with their keys.
+    pub rows: Vec<(u128, Vec<u8>)>,
     /// Bodies that the state needs.
-    pub bodies: BTreeSet<LogIndex>,
+    pub bodies: Vec<LogIndex>,
 }
 
-/// Reads the state that it was made of. May block for long.
-pub type Reading = Box<dyn FnOnce() -> Result<Whole, ReadError> + Send>;
+/// Reads a state step by step, each row once. A step is small, and may block.
+pub type Steps = Box<dyn Iterator<Item = Result<Step, ReadError>> + Send>;
+
+/// A state, whole.
+pub struct Whole {
+    /// The small tables.
+    pub tables: Vec<u8>,
+    /// Everything else.
+    pub steps: Steps,
+}
 
 /// Why a committed command was not applied. The node ends: to go on without it would be another state than everybody else's.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +131,7 @@ pub trait Machine: Send + 'static {
     /// Rows and tables that changed since the last call, and begins to count anew.
     fn delta(&mut self) -> Delta;
 
-    /// The checkpoint of the last [`Machine::delta`], or of the snapshot that was restored, is complete: its rows are
-    /// where [`Rows`] finds them. Returns the keys of rows that the machine let go of: they outlived the young horizon.
+    /// The checkpoint of the last [`Machine::delta`] is complete: its rows are where [`Rows`] finds them. Returns the keys of rows that the machine let go of: they outlived the young horizon.
     fn checkpointed(&mut self) -> Vec<u128>;
 
     /// Names for people of what a body belongs to; `command` is that of its entry, if the log still has it. May read all of the
@@ -143,11 +139,11 @@ pub trait Machine: Send + 'static {
     fn owners(&self, body: LogIndex, command: Option<&[u8]>) -> Vec<String>;
 
     /// All of the state as it is now, to be read without the machine: no checkpoint is completed before that is done.
-    fn whole(&self) -> Reading;
+    fn whole(&self) -> Whole;
 
-    /// Replaces the state.
+    /// Replaces the state by that of the newest complete checkpoint: the rows of [`Machine::attach`] are its own.
     ///
     /// # Errors
     /// The reason, if the bytes are not a state.
-    fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String>;
+    fn restore(&mut self, tables: &[u8]) -> Result<(), String>;
 }

@@ -1,21 +1,22 @@
 //! A snapshot is a manifest: the machine's tables and rows, and a list of the bodies they need. It goes in parts of bounded size; the
 //! follower puts them together, fetches the bodies it lacks, and installs. A crash of either leaves nothing but work to do again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use bincode::{Decode, Encode};
 use holdfast_storage::codec::{decode_large, encode};
-use holdfast_storage::{Bytes, LogIndex, LogPosition};
+use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError};
 
 use crate::codec::Tables;
 use crate::limits::{SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
+use crate::machine::Steps;
 use crate::state_machine::StateMachine;
 
 /// The state of the queue at a position.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     pub(crate) tables: Tables,
-    pub(crate) rows: BTreeMap<u128, Vec<u8>>,
+    pub(crate) rows: Vec<(u128, Vec<u8>)>,
     pub(crate) bodies: BTreeSet<LogIndex>,
 }
 
@@ -40,12 +41,6 @@ impl std::fmt::Debug for Manifest {
     }
 }
 
-impl Contents {
-    pub(crate) fn row_bytes(&self) -> BTreeMap<u128, Bytes> {
-        self.rows.iter().map(|(key, row)| (*key, Bytes::copy_from_slice(row))).collect()
-    }
-}
-
 /// Some of a snapshot's tables, rows and bodies: a large one goes in parts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Part {
@@ -55,34 +50,41 @@ pub(crate) struct Part {
     pub(crate) bodies: Vec<LogIndex>,
 }
 
-/// Cuts contents into parts of bounded size; at least one.
-pub(crate) fn cut(contents: Contents) -> VecDeque<Part> {
-    let Contents { tables, rows, bodies } = contents;
-    let tables = encode(&tables);
-    let pieces = tables.chunks(SNAPSHOT_PART_BYTES);
-    let mut parts: VecDeque<Part> =
-        pieces.map(|piece| Part { tables: piece.to_vec(), ..Part::default() }).collect();
-    let (mut part, mut bytes) = (Part::default(), 0);
-    for (key, row) in rows {
-        bytes += row.len() + size_of::<u128>();
-        part.rows.push((key, row));
-        if bytes >= SNAPSHOT_PART_BYTES {
-            parts.push_back(std::mem::take(&mut part));
-            bytes = 0;
+/// Cuts a state into parts of bounded size while it is read; at least one.
+pub(crate) struct Parts {
+    /// What is left of the encoded tables.
+    tables: Bytes,
+    steps: Steps,
+    is_first: bool,
+}
+
+impl Parts {
+    pub(crate) fn new(tables: &Tables, steps: Steps) -> Parts {
+        Parts { tables: encode(tables).into(), steps, is_first: true }
+    }
+}
+
+impl Iterator for Parts {
+    type Item = Result<Part, ReadError>;
+
+    fn next(&mut self) -> Option<Result<Part, ReadError>> {
+        let piece = self.tables.split_to(SNAPSHOT_PART_BYTES.min(self.tables.len()));
+        let mut part = Part { tables: piece.to_vec(), ..Part::default() };
+        let mut bytes = piece.len();
+        while bytes < SNAPSHOT_PART_BYTES {
+            let step = match self.steps.next() {
+                None => break,
+                Some(Ok(step)) => step,
+                Some(Err(error)) => return Some(Err(error)),
+            };
+            bytes += step.rows.iter().map(|(key, row)| row.len() + size_of_val(key)).sum::<usize>();
+            bytes += step.bodies.len() * (size_of::<LogIndex>() + 1);
+            part.rows.extend(step.rows);
+            part.bodies.extend(step.bodies);
         }
+        let is_any = std::mem::take(&mut self.is_first) || part != Part::default();
+        is_any.then_some(Ok(part))
     }
-    for index in bodies {
-        bytes += size_of::<LogIndex>() + 1;
-        part.bodies.push(index);
-        if bytes >= SNAPSHOT_PART_BYTES {
-            parts.push_back(std::mem::take(&mut part));
-            bytes = 0;
-        }
-    }
-    if part != Part::default() {
-        parts.push_back(part);
-    }
-    parts
 }
 
 /// The parts of a snapshot that have come so far. One snapshot at a time: the first part of another one begins anew.
@@ -93,7 +95,7 @@ pub(crate) struct Assembly {
     next: u32,
     bytes: usize,
     tables: Vec<u8>,
-    rows: BTreeMap<u128, Vec<u8>>,
+    rows: Vec<(u128, Vec<u8>)>,
     bodies: BTreeSet<LogIndex>,
 }
 
@@ -149,14 +151,23 @@ mod tests {
     use holdfast_storage::Term;
 
     use super::*;
+    use crate::machine::Step;
 
     #[test]
     fn p1_a_snapshot_in_parts_is_the_same_or_none() {
-        let rows: BTreeMap<u128, Vec<u8>> = (0..40_000).map(|key| (key, vec![key as u8; 300])).collect();
+        let rows: Vec<(u128, Vec<u8>)> = (0..40_000).map(|key| (key, vec![key as u8; 300])).collect();
         let bodies: BTreeSet<LogIndex> = (0..900_000).map(LogIndex).collect();
-        let contents = Contents { tables: Tables::default(), rows, bodies };
+        let step = |n: usize| {
+            let rows = rows[n * 400..(n + 1) * 400].to_vec();
+            Step { rows, bodies: bodies.iter().skip(n * 9000).take(9000).copied().collect() }
+        };
+        let steps: Vec<_> = (0..100).map(|n| Ok(step(n))).collect();
+        let tables = Tables { machine: vec![7; 3 * SNAPSHOT_PART_BYTES], ..Tables::default() };
+        let contents = Contents { tables, rows: rows.clone(), bodies: bodies.clone() };
+        let parts = Parts::new(&contents.tables, Box::new(steps.into_iter()));
+        let parts: Vec<Part> = parts.map(|part| part.unwrap()).collect();
+        assert_eq!(Parts::new(&Tables::default(), Box::new(std::iter::empty())).count(), 1);
         let at = |index| (1, Some(LogPosition { term: Term(1), index: LogIndex(index) }));
-        let parts = cut(contents.clone());
         assert!(parts.len() > 3, "{} parts", parts.len());
         let mut assembly = Assembly::default();
         let count = parts.len() as u32;
@@ -168,7 +179,7 @@ mod tests {
         assembly.add(at(8), 0, parts[0].clone()).unwrap();
         assert!(assembly.add(at(7), 2, parts[2].clone()).is_err(), "that one was given up");
         for (number, part) in parts.into_iter().enumerate() {
-            assert!(part.rows.len() * 300 <= SNAPSHOT_PART_BYTES + 600);
+            assert!(encode(&part).len() <= SNAPSHOT_PART_BYTES + 300_000);
             assembly.add(at(7), number as u32, part).unwrap();
         }
         assert!(Assembly::default().complete(at(7), count).is_err(), "a node that was restarted");

@@ -2,22 +2,22 @@
 //!
 //! A crash at the worst moment leaves the checkpoint before; entries after it are applied again.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
 use holdfast_storage::codec::{decode_large, encode};
-use holdfast_storage::{Checkpoint, Log, LogIndex, LogPosition, Rows};
+use holdfast_storage::{Checkpoint, Log, LogIndex, LogPosition, ReadError, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, oneshot, watch};
 
 use crate::codec::Tables;
-use crate::machine::{Delta, Machine, Origin, Whole};
+use crate::machine::{Delta, Machine, Steps, Whole};
 use crate::placement::Member;
-use crate::snapshot::{Contents, Manifest, Part, cut};
+use crate::snapshot::{Assembly, Contents, Manifest, Part, Parts};
 use crate::types::{LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, position};
 
 /// How far the machine has come.
@@ -74,7 +74,7 @@ impl StateMachine {
             let tables: Tables = decode_large("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
-            lock(&*machine).restore(&tables.machine, Origin::Checkpoint)?;
+            lock(&*machine).restore(&tables.machine)?;
         }
         let next = progress.applied.map_or(0, |id| id.index() + 1);
         let (applied, watch) = watch::channel(next);
@@ -95,18 +95,23 @@ impl StateMachine {
     /// # Errors
     /// If the state cannot be read.
     pub(crate) async fn started(&self) -> Result<Started, io::Error> {
-        let (progress, whole) = self.whole().await?;
+        let (_one, progress, whole) = self.whole().await;
+        let needed = blocking(move || needed(whole.steps)).await?.map_err(io::Error::other)?;
         self.starting.store(false, Ordering::Relaxed);
         let Some(applied) = progress.applied.as_ref().map(position) else { return Ok(Started::default()) };
-        let erased = self.log.erase_all_but(&whole.bodies, applied.index);
-        Ok(Started { erased, applied: Some(applied), needed: whole.bodies })
+        let erased = self.log.erase_all_but(&needed, applied.index);
+        Ok(Started { erased, applied: Some(applied), needed })
     }
 
-    /// The contents of a snapshot of now, with its position.
-    async fn contents(&self) -> Result<(Option<LogPosition>, Contents), io::Error> {
-        let (progress, Whole { rows, tables, bodies }) = self.whole().await?;
-        let tables = Tables::new(&progress.membership, tables);
-        Ok((progress.applied.as_ref().map(position), Contents { tables, rows, bodies }))
+    /// The contents of a snapshot of now.
+    async fn contents(&self) -> Result<Contents, io::Error> {
+        let (at, mut sending) = self.snapshot().await;
+        let (mut assembly, mut count) = (Assembly::default(), 0);
+        while let Some(part) = sending.next().await? {
+            assembly.add((0, at), count, part).map_err(io::Error::other)?;
+            count += 1;
+        }
+        assembly.complete((0, at), count).map_err(io::Error::other)
     }
 
     /// The members, as far as entries were applied.
@@ -120,41 +125,76 @@ impl StateMachine {
         lock(&self.progress).applied.as_ref().map(position)
     }
 
-    /// The same, cut into parts.
-    pub(crate) async fn snapshot(&self) -> Result<(Option<LogPosition>, VecDeque<Part>), io::Error> {
-        let (at, contents) = self.contents().await?;
-        let parts = tokio::task::spawn_blocking(move || cut(contents)).await;
-        Ok((at, parts.map_err(io::Error::other)?))
+    /// A snapshot of now, and its position.
+    pub(crate) async fn snapshot(&self) -> (Option<LogPosition>, Sending) {
+        let (one, progress, Whole { tables, steps }) = self.whole().await;
+        let tables = Tables::new(&progress.membership, tables);
+        let parts = Some(Parts::new(&tables, steps));
+        (progress.applied.as_ref().map(position), Sending { parts, _one: one })
     }
 
-    /// The whole state and its position. It is read on a thread of its own, while commands are applied; no checkpoint is
-    /// completed meanwhile.
-    async fn whole(&self) -> Result<(Progress, Whole), io::Error> {
-        let _one = self.checkpointing.lock().await;
-        let (progress, reading) = {
-            let machine = lock(&*self.machine);
-            (lock(&self.progress).clone(), machine.whole())
-        };
-        let whole = tokio::task::spawn_blocking(reading).await.map_err(io::Error::other)?;
-        Ok((progress, whole.map_err(io::Error::other)?))
+    /// The whole state and its position. It is to be read on a thread of its own, while commands are applied; no checkpoint is
+    /// completed as long as the guard is there.
+    async fn whole(&self) -> (OwnedMutexGuard<()>, Progress, Whole) {
+        let one = self.checkpointing.clone().lock_owned().await;
+        let machine = lock(&*self.machine);
+        (one, lock(&self.progress).clone(), machine.whole())
     }
 
     fn meta(progress: &Progress) -> SnapshotMeta {
         SnapshotMeta { last_log_id: progress.applied, last_membership: progress.membership.clone() }
     }
 
-    async fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
+    async fn write(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
         let (tell, told) = oneshot::channel();
-        let gone = checkpoint.gone.clone();
         self.log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
         match told.await {
-            Ok(result) => result.map_err(io::Error::other)?,
-            Err(_) => return Err(io::Error::other("the log has closed")),
+            Ok(result) => result.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the log has closed")),
         }
+    }
+
+    async fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
+        let gone = checkpoint.gone.clone();
+        self.write(checkpoint).await?;
         let spilled = lock(&*self.machine).checkpointed();
         self.rows.gone(gone);
         self.rows.spilled(spilled);
         Ok(())
+    }
+}
+
+/// Bodies that a state needs.
+fn needed(steps: Steps) -> Result<BTreeSet<LogIndex>, ReadError> {
+    let mut needed = BTreeSet::new();
+    for step in steps {
+        needed.extend(step?.bodies);
+    }
+    Ok(needed)
+}
+
+async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, io::Error> {
+    tokio::task::spawn_blocking(what).await.map_err(io::Error::other)
+}
+
+/// A snapshot that is read part by part as it is sent. While it is there no checkpoint is completed.
+pub(crate) struct Sending {
+    /// None once something went wrong.
+    parts: Option<Parts>,
+    _one: OwnedMutexGuard<()>,
+}
+
+impl Sending {
+    /// The next part.
+    pub(crate) async fn next(&mut self) -> Result<Option<Part>, io::Error> {
+        let mut parts = self.parts.take().ok_or_else(|| io::Error::other("the state could not be read"))?;
+        let (parts, part) = blocking(move || {
+            let part = parts.next();
+            (parts, part)
+        })
+        .await?;
+        self.parts = Some(parts);
+        part.transpose().map_err(io::Error::other)
     }
 }
 
@@ -230,28 +270,25 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let contents = match snapshot {
             Manifest::Contents(contents) => *contents,
             // A store of this very process.
-            Manifest::Here(other) => other.contents().await?.1,
+            Manifest::Here(other) => other.contents().await?,
             Manifest::None => return Err(io::Error::other("a snapshot without contents")),
         };
         let Some(applied) = meta.last_log_id else { return Ok(()) };
+        let Contents { tables, rows, bodies } = contents;
         let _one = self.checkpointing.lock().await;
+        // First the log has it, then the machine: rows are read from the log alone.
+        let encoded = encode(&tables);
+        let at = position(&applied);
+        self.write(Checkpoint { applied: at, rows, gone: Vec::new(), tables: encoded, replaces_all: true })
+            .await?;
         {
             let mut machine = lock(&*self.machine);
-            let origin = Origin::Snapshot(contents.row_bytes());
-            machine.restore(&contents.tables.machine, origin).map_err(io::Error::other)?;
+            machine.restore(&tables.machine).map_err(io::Error::other)?;
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);
             progress.membership = meta.last_membership.clone();
-            self.log.erase_all_but(&contents.bodies, position(&applied).index);
+            self.log.erase_all_but(&bodies, at.index);
         }
-        let checkpoint = Checkpoint {
-            applied: position(&applied),
-            rows: contents.rows.into_iter().collect(),
-            gone: Vec::new(),
-            tables: encode(&contents.tables),
-            replaces_all: true,
-        };
-        self.write_checkpoint(checkpoint).await?;
         self.rows.replaced();
         self.applied.send_replace(applied.index() + 1);
         Ok(())

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_cluster::{
-    Applied, ApplyError, Delta, LogIndex, LogPosition, Machine, Origin, ReadError, Reading, Refusal, Rows,
-    Whole,
+    Applied, ApplyError, Delta, LogIndex, LogPosition, Machine, ReadError, Refusal, Rows, Step, Whole,
 };
 
 use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, RouteChange};
@@ -572,25 +571,23 @@ impl Machine for Queue {
         owners
     }
 
-    fn whole(&self) -> Reading {
+    fn whole(&self) -> Whole {
         let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));
-        let mut whole = Whole { tables: self.tables.encode(), bodies: pieces.collect(), ..Whole::default() };
-        let everything = self.messages.all();
-        Box::new(move || {
-            everything.each(|message| {
-                whole.rows.insert(message.id.0, message.row());
-                whole.bodies.extend(&message.bodies);
-            })?;
-            Ok(whole)
-        })
+        let pieces = Step { rows: Vec::new(), bodies: pieces.collect() };
+        let messages = self.messages.all().map(|messages| {
+            let mut step = Step::default();
+            for message in messages? {
+                step.rows.push((message.id.0, message.row()));
+                step.bodies.extend(&message.bodies);
+            }
+            Ok(step)
+        });
+        Whole { tables: self.tables.encode(), steps: Box::new(std::iter::once(Ok(pieces)).chain(messages)) }
     }
 
-    fn restore(&mut self, tables: &[u8], origin: Origin) -> Result<(), String> {
+    fn restore(&mut self, tables: &[u8]) -> Result<(), String> {
         let tables = Tables::decode(tables)?;
-        match origin {
-            Origin::Checkpoint => self.messages = Messages::of_checkpoint(self.messages.rows())?,
-            Origin::Snapshot(found) => self.messages = Messages::of_snapshot(&found, self.messages.rows())?,
-        }
+        self.messages = Messages::of_checkpoint(self.messages.rows())?;
         let parts = tables.pieces.values().flat_map(|p| p.parts.values());
         self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
         self.tables = tables;

@@ -48,7 +48,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
-    use holdfast_cluster::{Bytes, LogIndex, LogPosition, Machine, Origin, ReadError, Rows, Term};
+    use holdfast_cluster::{Bytes, LogIndex, LogPosition, Machine, ReadError, Rows, Step, Term};
     use proptest::prelude::*;
 
     use super::*;
@@ -112,6 +112,13 @@ mod tests {
         found
     }
 
+    /// A state's rows, and the bodies that it needs.
+    fn read(steps: holdfast_cluster::Steps) -> (Vec<(u128, Vec<u8>)>, std::collections::BTreeSet<LogIndex>) {
+        let steps: Vec<Step> = steps.map(|step| step.unwrap()).collect();
+        let bodies = steps.iter().flat_map(|step| step.bodies.iter().copied()).collect();
+        (steps.into_iter().flat_map(|step| step.rows).collect(), bodies)
+    }
+
     struct World {
         queue: Queue,
         index: u64,
@@ -134,7 +141,7 @@ mod tests {
             let applied = self.queue.apply(at, &command.encode(), body_bytes).unwrap();
             self.bodies.retain(|index| !applied.erase.contains(index));
             self.queue.check();
-            assert_eq!(self.bodies, self.queue.whole()().unwrap().bodies, "every body is live or erased");
+            assert_eq!(self.bodies, read(self.queue.whole().steps).1, "every body is live or erased");
             Answer::decode(&applied.outcome).unwrap()
         }
 
@@ -460,7 +467,7 @@ mod tests {
                         under_way = None;
                         w.queue = Queue::default();
                         w.queue.attach(Arc::new(rows.clone()));
-                        w.queue.restore(&base.0, Origin::Checkpoint).unwrap();
+                        w.queue.restore(&base.0).unwrap();
                         (w.index, w.bodies) = (base.1, base.2.clone());
                         for (command, bytes) in &since {
                             w.apply(command.clone(), *bytes);
@@ -469,17 +476,15 @@ mod tests {
                     // A snapshot goes to another node, which has rows of its own, and writes it as a checkpoint.
                     (None, _) => {
                         under_way = None;
-                        let whole = w.queue.whole()().unwrap();
-                        let found = whole.rows.iter().map(|(key, row)| (*key, row.clone().into())).collect();
+                        let whole = w.queue.whole();
+                        let (found, _) = read(whole.steps);
                         let own = Checkpointed::default();
                         own.write(vec![(id(n).0, vec![1]), (id(500).0, vec![2])], vec![]);
                         w.queue = Queue::default();
                         w.queue.attach(Arc::new(own.clone()));
-                        w.queue.restore(&whole.tables, Origin::Snapshot(found)).unwrap();
-                        prop_assert_eq!(all(&w.queue), all(&plain.queue), "before its checkpoint is complete");
                         own.0.lock().unwrap().clear();
-                        own.write(whole.rows.into_iter().collect(), vec![]);
-                        w.queue.checkpointed();
+                        own.write(found, vec![]);
+                        w.queue.restore(&whole.tables).unwrap();
                         base = (whole.tables, w.index, w.bodies.clone());
                         rows = own;
                         since.clear();

@@ -45,8 +45,6 @@ pub(super) struct Messages {
     young: BTreeMap<MessageId, Young>,
     /// Where rows are read. Without it everything stays in memory.
     rows: Option<Arc<dyn Rows>>,
-    /// Set while the rows are not those of this state: a snapshot was restored and is being written to the log.
-    foreign: bool,
     totals: Totals,
     /// In memory and newer than any row.
     dirty: BTreeSet<MessageId>,
@@ -64,17 +62,13 @@ impl Messages {
         Messages { rows: Some(rows), ..Messages::default() }
     }
 
-    fn own_rows(&self) -> Option<&Arc<dyn Rows>> {
-        self.rows.as_ref().filter(|_| !self.foreign)
-    }
-
     pub(super) fn totals(&self) -> Totals {
         self.totals
     }
 
     fn row_of(&self, id: MessageId) -> Option<&Arc<dyn Rows>> {
         let masked = self.left.contains(&id) || self.leaving.contains(&id);
-        self.own_rows().filter(|rows| !masked && rows.contains(id.0))
+        self.rows.as_ref().filter(|rows| !masked && rows.contains(id.0))
     }
 
     pub(super) fn contains(&self, id: MessageId) -> bool {
@@ -98,7 +92,7 @@ impl Messages {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let young = self.young.range((from, Bound::Unbounded)).take(max);
         let mut ids: BTreeSet<MessageId> = young.map(|(id, _)| *id).collect();
-        let Some(rows) = self.own_rows() else { return ids.into_iter().collect() };
+        let Some(rows) = &self.rows else { return ids.into_iter().collect() };
         let mut cursor = after.map(|id| id.0);
         let mut found = 0;
         while found < max {
@@ -181,7 +175,6 @@ impl Messages {
 
     /// The checkpoint of the last [`Messages::delta`] is complete. Returns the keys of messages that were spilled.
     pub(super) fn checkpointed(&mut self) -> Vec<u128> {
-        self.foreign = false;
         self.leaving.clear();
         let unchanged = |id: &MessageId| self.young.contains_key(id) && !self.dirty.contains(id);
         let writing = std::mem::take(&mut self.writing).into_iter().filter(unchanged).collect();
@@ -207,21 +200,6 @@ impl Messages {
         Ok(messages)
     }
 
-    /// The messages of a snapshot: in memory until a checkpoint has written them.
-    pub(super) fn of_snapshot(
-        found: &BTreeMap<u128, Bytes>,
-        rows: Option<Arc<dyn Rows>>,
-    ) -> Result<Messages, String> {
-        let mut messages = Messages { rows, foreign: true, ..Messages::default() };
-        for row in found.values() {
-            let message = Message::from_row(row)?;
-            messages.count(&message);
-            messages.writing.insert(message.id);
-            messages.young.insert(message.id, Young { message: Arc::new(message), has_row: true });
-        }
-        Ok(messages)
-    }
-
     /// Where rows are read.
     pub(super) fn rows(&self) -> Option<Arc<dyn Rows>> {
         self.rows.clone()
@@ -229,7 +207,7 @@ impl Messages {
 
     /// Up to `max` messages above `after`: those in memory, and the ids of those to be read.
     pub(super) fn page(&self, after: Option<MessageId>, max: usize) -> Page {
-        let mut page = Page { rows: self.own_rows().cloned(), ..Page::default() };
+        let mut page = Page { rows: self.rows.clone(), ..Page::default() };
         for id in self.ids(after, max) {
             page.last = Some(id);
             match self.young.get(&id) {
@@ -245,7 +223,8 @@ impl Messages {
         Everything {
             young: self.young.iter().map(|(id, young)| (*id, young.message.clone())).collect(),
             void: self.left.union(&self.leaving).copied().collect(),
-            rows: self.own_rows().cloned(),
+            rows: self.rows.clone(),
+            after: None,
         }
     }
 
@@ -283,30 +262,49 @@ impl Page {
     }
 }
 
-/// All messages at one moment.
+/// All messages at one moment, to be read some at a time: those of the rows, and then the young ones, each kind in order. No checkpoint
+/// may be completed meanwhile.
 pub(super) struct Everything {
     young: BTreeMap<MessageId, Arc<Message>>,
     void: BTreeSet<MessageId>,
+    /// None once all rows were read.
     rows: Option<Arc<dyn Rows>>,
+    after: Option<u128>,
 }
 
 impl Everything {
-    /// Reads them, one after the other. No checkpoint may be completed meanwhile.
+    /// Reads all of them, one after the other.
     pub(super) fn each(self, mut each: impl FnMut(&Message)) -> Result<(), ReadError> {
-        let mut after = None;
-        while let Some(rows) = &self.rows {
-            let keys = rows.keys(after, READ_STEP);
-            let Some(last) = keys.last() else { break };
-            after = Some(*last);
-            let wanted = |key: &u128| {
-                !self.void.contains(&MessageId(*key)) && !self.young.contains_key(&MessageId(*key))
-            };
-            let keys: Vec<u128> = keys.into_iter().filter(wanted).collect();
-            for (_, row) in rows.read(&keys)? {
-                each(&Message::from_row(&row).expect("a row has the CRC of what this version wrote"));
-            }
+        for messages in self {
+            messages?.iter().for_each(|message| each(message));
         }
-        self.young.values().for_each(|message| each(message));
         Ok(())
+    }
+
+    fn read(&self, keys: Vec<u128>) -> Result<Vec<Arc<Message>>, ReadError> {
+        let Some(rows) = &self.rows else { return Ok(Vec::new()) };
+        let is_wanted = |id: MessageId| !self.void.contains(&id) && !self.young.contains_key(&id);
+        let keys: Vec<u128> = keys.into_iter().filter(|key| is_wanted(MessageId(*key))).collect();
+        let message =
+            |row: &Bytes| Message::from_row(row).expect("a row has the CRC of what this version wrote");
+        Ok(rows.read(&keys)?.iter().map(|(_, row)| Arc::new(message(row))).collect())
+    }
+}
+
+impl Iterator for Everything {
+    type Item = Result<Vec<Arc<Message>>, ReadError>;
+
+    fn next(&mut self) -> Option<Result<Vec<Arc<Message>>, ReadError>> {
+        let keys = self.rows.as_ref().map(|rows| rows.keys(self.after, READ_STEP)).unwrap_or_default();
+        if let Some(last) = keys.last() {
+            self.after = Some(*last);
+            return Some(self.read(keys));
+        }
+        self.rows = None;
+        let step: Vec<Arc<Message>> = std::iter::from_fn(|| self.young.pop_first())
+            .take(READ_STEP)
+            .map(|(_, message)| message)
+            .collect();
+        (!step.is_empty()).then_some(Ok(step))
     }
 }

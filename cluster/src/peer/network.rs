@@ -268,18 +268,20 @@ impl RaftNetworkV2<TypeConfig> for Link {
             // Purging does not overtake what is being read and sent.
             let transfers = &self.local.transfers;
             transfers.begin(self.target, state_machine.position());
-            let (last, mut parts) = state_machine.snapshot().await.map_err(unreachable)?;
-            let count = parts.len() as u32;
+            let (last, mut sending) = state_machine.snapshot().await;
+            let mut parts = 0;
             transfers.goes_on(self.target);
-            for number in 0..count {
-                let Some(part) = parts.pop_front() else { break };
+            while let Some(part) = sending.next().await.map_err(unreachable)? {
                 let raw = vec![encode(&part).into()];
-                match self.ask(Request::SnapshotPart { last, number }, raw, SNAPSHOT_PART).await? {
+                match self.ask(Request::SnapshotPart { last, number: parts }, raw, SNAPSHOT_PART).await? {
                     Answer::Done => transfers.goes_on(self.target),
                     other => return Ok(other),
                 }
+                parts += 1;
             }
-            let request = Request::Snapshot { vote: stored_vote(&vote), last, parts: count };
+            // The bodies may take their time: checkpoints go on.
+            drop(sending);
+            let request = Request::Snapshot { vote: stored_vote(&vote), last, parts };
             match self.peer.ask(request, Vec::new(), option.hard_ttl()).await {
                 Ok((Answer::Failed(why), _)) => {
                     transfers.end(self.target);
