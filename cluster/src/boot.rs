@@ -34,7 +34,7 @@ use crate::peer::tls::PeerTls;
 use crate::placement::Member;
 use crate::repair;
 use crate::state_machine::{Started, StateMachine};
-use crate::transfer::Transfers;
+use crate::transfer::{self, Transfers};
 use crate::types::{Raft, position};
 
 /// What a node needs to know to take part.
@@ -155,7 +155,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
         Err(OpenError::Lost(damage)) if !peers.is_empty() => {
             tracing::error!(%damage, "the log is damaged; this node asks the others before it takes part");
-            let others = Others::new(local.clone(), peers.clone());
+            let others = Others::new(local.clone(), None, peers.clone());
             let reset = repair::reset(others, &damage).await;
             Log::salvage(disk, identity, log, reset)?
         }
@@ -184,7 +184,8 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             id,
             log: log.clone(),
             rows: rows.clone(),
-            assembly: Mutex::default(),
+            arriving: tokio::sync::Mutex::default(),
+            state_machine: state_machine.clone(),
             installing: tokio::sync::Mutex::default(),
             transfers,
             machine,
@@ -206,10 +207,11 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         }),
     };
     tokio::spawn(serve(listener, local.clone(), cluster.clone()));
+    tokio::spawn(transfer::give_up_quiet(cluster.clone()));
     // Not before it answers the others: two such nodes would wait for each other.
     if !pristine {
-        let others = Others::new(local.clone(), peers.clone());
-        let noticed = repair::notice_loss(others, &cluster.inner.log, recovered.ambiguous_tail).await;
+        let others = Others::new(local.clone(), cluster.inner.found.clone(), peers.clone());
+        let noticed = repair::notice_loss(&cluster, others, recovered.ambiguous_tail).await;
         noticed.map_err(StartError::State)?;
     }
     let form = match past(&cluster) {

@@ -19,8 +19,8 @@ use crate::machine::{Machine, Refusal};
 use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Known, Request};
 use crate::placement::{Member, is_placed};
-use crate::snapshot::Assembly;
-use crate::transfer::Transfers;
+use crate::state_machine::StateMachine;
+use crate::transfer::{Arriving, Transfers};
 use crate::types::{Raft, position};
 
 /// What a node says of itself.
@@ -81,7 +81,8 @@ pub(crate) struct Inner {
     pub(crate) rows: Arc<Rows>,
     pub(crate) machine: Arc<Mutex<dyn Machine>>,
     /// A snapshot of which parts have come.
-    pub(crate) assembly: Mutex<Assembly>,
+    pub(crate) arriving: tokio::sync::Mutex<Arriving>,
+    pub(crate) state_machine: StateMachine,
     /// Held while a snapshot's bodies are fetched: one at a time.
     pub(crate) installing: tokio::sync::Mutex<()>,
     /// Snapshots that this node sends.

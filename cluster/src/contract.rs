@@ -8,7 +8,7 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use crate::log_store::LogStore;
-use crate::machine::{Applied, ApplyError, Delta, Machine, Refusal, Whole};
+use crate::machine::{Applied, ApplyError, Delta, Found, Machine, Reading, Refusal, Whole};
 use crate::state_machine::StateMachine;
 use crate::types::TypeConfig;
 
@@ -53,13 +53,17 @@ impl Machine for Counter {
         Whole { tables, steps: Box::new(std::iter::empty()) }
     }
 
-    fn restore(&mut self, tables: &[u8]) -> Result<(), String> {
-        self.count = u64::from_le_bytes(tables.try_into().map_err(|_| "not a count")?);
-        Ok(())
+    fn reading(&self) -> Reading {
+        Box::new(|tables| Ok(Box::new(u64::from_le_bytes(tables.try_into().map_err(|_| "not a count")?))))
+    }
+
+    fn restore(&mut self, found: Found) {
+        self.count = *found.downcast().expect("a count");
     }
 }
 
-struct Builder;
+/// Makes an empty store.
+pub(crate) struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TypeConfig>> {

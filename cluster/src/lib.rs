@@ -37,7 +37,7 @@ pub use cluster::{Cluster, NodeReport, PlacementWatch, Report};
 pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport, Term};
 pub use lease::FinalDotPermit;
 pub use limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};
-pub use machine::{Applied, ApplyError, Delta, Machine, Refusal, Rows, Step, Steps, Whole};
+pub use machine::{Applied, ApplyError, Delta, Found, Machine, Reading, Refusal, Rows, Step, Steps, Whole};
 pub use membership::ChangeError;
 pub use peer::tls::{PeerTls, TlsFault, node_name};
 pub use placement::{Member, Placement};

@@ -1,6 +1,7 @@
 //! The seam to the queue: what a replicated state machine must be able to do. It sees committed commands in order and nothing
 //! of Raft but their term and index.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError};
@@ -84,6 +85,15 @@ pub struct Whole {
     pub steps: Steps,
 }
 
+/// A state that was read and is not yet a machine's.
+pub type Found = Box<dyn Any + Send>;
+
+/// Reads a state from its small tables and from the rows of the newest complete checkpoint. May block for long.
+///
+/// # Errors
+/// The reason, if the bytes are not a state.
+pub type Reading = Box<dyn FnOnce(&[u8]) -> Result<Found, String> + Send>;
+
 /// Why a committed command was not applied. The node ends: to go on without it would be another state than everybody else's.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -141,9 +151,9 @@ pub trait Machine: Send + 'static {
     /// All of the state as it is now, to be read without the machine: no checkpoint is completed before that is done.
     fn whole(&self) -> Whole;
 
-    /// Replaces the state by that of the newest complete checkpoint: the rows of [`Machine::attach`] are its own.
-    ///
-    /// # Errors
-    /// The reason, if the bytes are not a state.
-    fn restore(&mut self, tables: &[u8]) -> Result<(), String>;
+    /// Reads another state without the machine, from the rows of [`Machine::attach`].
+    fn reading(&self) -> Reading;
+
+    /// Replaces the state by one that [`Machine::reading`] found.
+    fn restore(&mut self, found: Found);
 }

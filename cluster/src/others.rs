@@ -14,39 +14,33 @@ pub(crate) const ASK: Duration = Duration::from_secs(1);
 /// Times that a membership leads to a newer one, at the most, in one round of questions.
 const MEMBERSHIPS_MAX: usize = 5;
 
-/// Who else is to be heard: the voters of the newest membership that anybody tells. The node's file may name some that were taken out long
-/// ago, and its own log may be what was lost.
+/// Who else is to be heard: the voters of the newest membership that the node itself or anybody else knows. The node's file may name some that
+/// were taken out long ago, and its own log may be what was lost.
 ///
-/// To hear those is enough, also if that membership is not committed yet: a node appends it only when the joint one before it is, and who
-/// was elected since then, with a vote that is forgotten here, was elected by a majority of the new voters as well (Raft §6).
+/// To hear those is enough, also if that membership is not committed yet, and if the node is none of them: a node appends it only when the
+/// joint one before it is committed, and who was elected since then, with a vote that is forgotten here, was elected by a majority of the
+/// new voters as well (Raft §6).
 pub(crate) struct Others {
     local: Arc<Local>,
-    /// The position of that membership; none while the file's counts, or the log's.
+    /// The position of that membership; none while the file's counts.
     at: Option<LogPosition>,
     peers: BTreeMap<u64, Peer>,
 }
 
 impl Others {
-    /// Those that the node knows by itself. Must be called within the runtime.
-    pub(crate) fn new(local: Arc<Local>, peers: BTreeMap<u64, Peer>) -> Others {
-        Others { local, at: None, peers }
+    /// Those that the node knows by itself: of its log, or else `peers`, of its file. Must be called within the runtime.
+    pub(crate) fn new(local: Arc<Local>, found: Option<Known>, peers: BTreeMap<u64, Peer>) -> Others {
+        let mut others = Others { local, at: None, peers };
+        if let Some(found) = found {
+            others.become_those_of(found);
+        }
+        others
     }
 
-    /// Hears who they are, as far as anybody tells.
-    async fn look(&mut self) {
-        for _ in 0..MEMBERSHIPS_MAX {
-            let asks = self.peers.values().map(|peer| peer.ask(Request::Members, Vec::new(), ASK));
-            let answers = futures_util::future::join_all(asks).await.into_iter();
-            let told = answers.filter_map(|answer| match answer {
-                Ok((Answer::Members(known), _)) => Some(known),
-                _ => None, // also one that is older than the question
-            });
-            let Some(newest) = newer(self.local.id, self.at, told) else { return };
-            let others = newest.voters.into_iter().filter(|(id, _)| *id != self.local.id);
-            let peer = |(id, address)| (id, Peer::new(self.local.clone(), id, address));
-            self.peers = others.map(peer).collect();
-            self.at = newest.at;
-        }
+    fn become_those_of(&mut self, known: Known) {
+        let others = known.voters.into_iter().filter(|(id, _)| *id != self.local.id);
+        self.peers = others.map(|(id, at)| (id, Peer::new(self.local.clone(), id, at))).collect();
+        self.at = known.at;
     }
 
     /// This node's own id.
@@ -59,16 +53,35 @@ impl Others {
         self.peers.len()
     }
 
-    /// Asks all of them at once what they know.
+    /// Asks all of them what they know. Who does not tell which membership it knows is not heard: it may be a newer one.
     pub(crate) async fn ask(&mut self) -> BTreeMap<u64, Seen> {
-        self.look().await;
-        ask(&self.peers).await
+        for _ in 0..MEMBERSHIPS_MAX {
+            let seen = ask(&self.peers).await;
+            // Asked after that, so that whatever they knew then is told.
+            let told = memberships(&self.peers).await;
+            match newer(self.at, told.values()) {
+                Some(newest) => self.become_those_of(newest),
+                None => return seen.into_iter().filter(|(id, _)| told.contains_key(id)).collect(),
+            }
+        }
+        BTreeMap::new()
     }
 }
 
-/// The newest of the memberships that are told, if it is newer than `at` and this node is one of it.
-fn newer(own: u64, at: Option<LogPosition>, told: impl Iterator<Item = Known>) -> Option<Known> {
-    told.filter(|known| known.at > at && known.voters.contains_key(&own)).max_by_key(|known| known.at)
+/// The newest of the memberships that are told, if it is newer than `at`.
+fn newer<'k>(at: Option<LogPosition>, told: impl Iterator<Item = &'k Known>) -> Option<Known> {
+    told.filter(|known| known.at > at).max_by_key(|known| known.at).cloned()
+}
+
+/// Asks all peers at once which membership they know.
+async fn memberships(peers: &BTreeMap<u64, Peer>) -> BTreeMap<u64, Known> {
+    let asks = peers.iter().map(|(id, peer)| async move {
+        match peer.ask(Request::Members, Vec::new(), ASK).await {
+            Ok((Answer::Members(known), _)) => Some((*id, known)),
+            _ => None,
+        }
+    });
+    futures_util::future::join_all(asks).await.into_iter().flatten().collect()
 }
 
 /// Asks all peers at once.
@@ -99,10 +112,10 @@ mod tests {
             voters: ids.iter().map(|id| (*id, String::new())).collect(),
         };
         let ids = |found: Option<Known>| found.map(|known| known.voters.into_keys().collect::<Vec<_>>());
-        let told = [known(5, &[1, 2, 3]), known(9, &[1, 2, 4]), known(7, &[1, 2, 3, 4])];
-        assert_eq!(ids(newer(1, None, told.clone().into_iter())), Some(vec![1, 2, 4]));
-        assert_eq!(ids(newer(1, Some(at(9)), told.clone().into_iter())), None, "nothing is newer");
-        // A node that was taken out hears those whom it knew.
-        assert_eq!(ids(newer(3, None, told.into_iter())), Some(vec![1, 2, 3, 4]));
+        let told = [known(5, &[1, 2, 3]), known(9, &[1, 2, 4]), known(7, &[1, 2, 3, 4]), Known::default()];
+        assert_eq!(ids(newer(None, told.iter())), Some(vec![1, 2, 4]));
+        assert_eq!(ids(newer(Some(at(7)), told.iter())), Some(vec![1, 2, 4]));
+        assert_eq!(ids(newer(Some(at(9)), told.iter())), None, "the node itself knows as much");
+        assert_eq!(ids(newer(None, told[3..].iter())), None, "who knows none knows no newer one");
     }
 }

@@ -18,7 +18,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use holdfast_storage::codec::{Reset, Vote};
-use holdfast_storage::{Bytes, Damage, Entry as StoredEntry, Log, LogIndex, LogPosition, LostBody};
+use holdfast_storage::{Bytes, Damage, Entry as StoredEntry, LogIndex, LogPosition, LostBody};
 use openraft::EntryPayload;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::oneshot;
@@ -62,7 +62,7 @@ pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
     Seen {
         vote: log.vote(),
         committed: log.committed(),
-        last: log.last().max(log.doubt()),
+        last: log.last().max(log.doubt()).max(cluster.inner.state_machine.position()),
         ..Seen::default()
     }
 }
@@ -141,11 +141,16 @@ fn knows_better(
 ///
 /// # Errors
 /// If it cannot be noted.
-pub(crate) async fn notice_loss(mut others: Others, log: &Log, ambiguous: bool) -> Result<(), String> {
+pub(crate) async fn notice_loss(
+    cluster: &Cluster,
+    mut others: Others,
+    ambiguous: bool,
+) -> Result<(), String> {
+    let log = &cluster.inner.log;
     let own = others.own();
     let mut answers = others.ask().await;
-    // A doubt that was noted before is no news.
-    let known = log.last().max(log.doubt());
+    // A doubt that was noted before is no news, nor is a snapshot whose floor was not written any more.
+    let known = log.last().max(log.doubt()).max(cluster.inner.state_machine.position());
     if !ambiguous && !knows_better(own, &answers, log.vote(), known) {
         return Ok(());
     }

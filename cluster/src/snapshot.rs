@@ -1,7 +1,9 @@
-//! A snapshot is a manifest: the machine's tables and rows, and a list of the bodies they need. It goes in parts of bounded size; the
-//! follower puts them together, fetches the bodies it lacks, and installs. A crash of either leaves nothing but work to do again.
+//! A snapshot is a manifest: the machine's tables and rows, and a list of the bodies they need. It goes in parts of bounded size, which are
+//! read as they are sent; the follower writes the rows to its log as they come, fetches the bodies it lacks, and installs. A crash of
+//! either leaves nothing but work to do again.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use bincode::{Decode, Encode};
 use holdfast_storage::codec::{decode_large, encode};
@@ -10,13 +12,12 @@ use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError};
 use crate::codec::Tables;
 use crate::limits::{SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES};
 use crate::machine::Steps;
-use crate::state_machine::StateMachine;
+use crate::state_machine::{Incoming, StateMachine};
 
-/// The state of the queue at a position.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A snapshot that came in. Its rows are in the log, and count once it is installed.
 pub(crate) struct Contents {
     pub(crate) tables: Tables,
-    pub(crate) rows: Vec<(u128, Vec<u8>)>,
+    pub(crate) incoming: Incoming,
     pub(crate) bodies: BTreeSet<LogIndex>,
 }
 
@@ -27,8 +28,8 @@ pub(crate) enum Manifest {
     None,
     /// The state of this node, to be read when it is sent.
     Here(StateMachine),
-    /// Another node's.
-    Contents(Box<Contents>),
+    /// Another node's, until it is installed.
+    Contents(Arc<Mutex<Option<Contents>>>),
 }
 
 impl std::fmt::Debug for Manifest {
@@ -87,7 +88,7 @@ impl Iterator for Parts {
     }
 }
 
-/// The parts of a snapshot that have come so far. One snapshot at a time: the first part of another one begins anew.
+/// What is kept of the parts of a snapshot that have come so far. One snapshot at a time: the first part of another one begins anew.
 #[derive(Debug, Default)]
 pub(crate) struct Assembly {
     /// Who sends it, and its position.
@@ -95,12 +96,11 @@ pub(crate) struct Assembly {
     next: u32,
     bytes: usize,
     tables: Vec<u8>,
-    rows: Vec<(u128, Vec<u8>)>,
     bodies: BTreeSet<LogIndex>,
 }
 
 impl Assembly {
-    /// Takes a part.
+    /// Takes a part, and gives back its rows.
     ///
     /// # Errors
     /// If it is not the next one of this snapshot, or the snapshot is larger than [`SNAPSHOT_BYTES_MAX`].
@@ -109,7 +109,7 @@ impl Assembly {
         of: (u64, Option<LogPosition>),
         number: u32,
         part: Part,
-    ) -> Result<(), String> {
+    ) -> Result<Vec<(u128, Vec<u8>)>, String> {
         if number == 0 {
             *self = Assembly { of: Some(of), ..Assembly::default() };
         }
@@ -123,12 +123,11 @@ impl Assembly {
             return Err("the snapshot is larger than this node takes".into());
         }
         self.tables.extend(part.tables);
-        self.rows.extend(part.rows);
         self.bodies.extend(part.bodies);
-        Ok(())
+        Ok(part.rows)
     }
 
-    /// The contents, once all parts are there.
+    /// The tables and the bodies, once all parts are there.
     ///
     /// # Errors
     /// If some are missing, or the tables do not decode.
@@ -136,13 +135,13 @@ impl Assembly {
         &mut self,
         of: (u64, Option<LogPosition>),
         parts: u32,
-    ) -> Result<Contents, String> {
+    ) -> Result<(Tables, BTreeSet<LogIndex>), String> {
         let found = std::mem::take(self);
         if found.of != Some(of) || found.next != parts {
             return Err(format!("{} of {parts} parts of the snapshot have come", found.next));
         }
         let tables = decode_large("snapshot", &found.tables).map_err(|e| e.to_string())?;
-        Ok(Contents { tables, rows: found.rows, bodies: found.bodies })
+        Ok((tables, found.bodies))
     }
 }
 
@@ -163,8 +162,7 @@ mod tests {
         };
         let steps: Vec<_> = (0..100).map(|n| Ok(step(n))).collect();
         let tables = Tables { machine: vec![7; 3 * SNAPSHOT_PART_BYTES], ..Tables::default() };
-        let contents = Contents { tables, rows: rows.clone(), bodies: bodies.clone() };
-        let parts = Parts::new(&contents.tables, Box::new(steps.into_iter()));
+        let parts = Parts::new(&tables, Box::new(steps.into_iter()));
         let parts: Vec<Part> = parts.map(|part| part.unwrap()).collect();
         assert_eq!(Parts::new(&Tables::default(), Box::new(std::iter::empty())).count(), 1);
         let at = |index| (1, Some(LogPosition { term: Term(1), index: LogIndex(index) }));
@@ -178,12 +176,14 @@ mod tests {
         assert!(assembly.add(at(7), 3, parts[3].clone()).is_err(), "one is missing");
         assembly.add(at(8), 0, parts[0].clone()).unwrap();
         assert!(assembly.add(at(7), 2, parts[2].clone()).is_err(), "that one was given up");
+        let mut found = Vec::new();
         for (number, part) in parts.into_iter().enumerate() {
             assert!(encode(&part).len() <= SNAPSHOT_PART_BYTES + 300_000);
-            assembly.add(at(7), number as u32, part).unwrap();
+            found.extend(assembly.add(at(7), number as u32, part).unwrap());
         }
+        assert_eq!(found, rows);
         assert!(Assembly::default().complete(at(7), count).is_err(), "a node that was restarted");
-        assert_eq!(assembly.complete(at(7), count).unwrap(), contents);
+        assert_eq!(assembly.complete(at(7), count).unwrap(), (tables, bodies));
         assert!(assembly.complete(at(7), count).is_err(), "it is installed once");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
 use holdfast_storage::codec::{decode_large, encode};
-use holdfast_storage::{Checkpoint, Log, LogIndex, LogPosition, ReadError, Rows};
+use holdfast_storage::{Checkpoint, Completion, Log, LogIndex, LogPosition, ReadError, Replacement, Rows};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{OwnedMutexGuard, oneshot, watch};
@@ -74,7 +74,9 @@ impl StateMachine {
             let tables: Tables = decode_large("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
-            lock(&*machine).restore(&tables.machine)?;
+            let reading = lock(&*machine).reading();
+            let state = reading(&tables.machine)?;
+            lock(&*machine).restore(state);
         }
         let next = progress.applied.map_or(0, |id| id.index() + 1);
         let (applied, watch) = watch::channel(next);
@@ -103,15 +105,34 @@ impl StateMachine {
         Ok(Started { erased, applied: Some(applied), needed })
     }
 
-    /// The contents of a snapshot of now.
-    async fn contents(&self) -> Result<Contents, io::Error> {
-        let (at, mut sending) = self.snapshot().await;
-        let (mut assembly, mut count) = (Assembly::default(), 0);
+    /// The state of another store of this very process, as a snapshot that came in.
+    async fn copy(&self, other: &StateMachine) -> Result<Contents, io::Error> {
+        let (at, mut sending) = other.snapshot().await;
+        let (mut assembly, mut rows, mut count) = (Assembly::default(), Vec::new(), 0);
         while let Some(part) = sending.next().await? {
-            assembly.add((0, at), count, part).map_err(io::Error::other)?;
+            rows.extend(assembly.add((0, at), count, part).map_err(io::Error::other)?);
             count += 1;
         }
-        assembly.complete((0, at), count).map_err(io::Error::other)
+        drop(sending);
+        let (tables, bodies) = assembly.complete((0, at), count).map_err(io::Error::other)?;
+        let mut incoming = self.replace().await;
+        self.add_rows(&mut incoming, rows).await?;
+        Ok(Contents { tables, incoming, bodies })
+    }
+
+    /// Begins to take in a snapshot's rows. While that is there no checkpoint is completed; if it is dropped, they do not count.
+    pub(crate) async fn replace(&self) -> Incoming {
+        let one = self.checkpointing.clone().lock_owned().await;
+        Incoming { replacement: self.log.replace(), _one: one }
+    }
+
+    /// Writes rows of a snapshot to the log. They count once it is installed.
+    pub(crate) async fn add_rows(
+        &self,
+        to: &mut Incoming,
+        rows: Vec<(u128, Vec<u8>)>,
+    ) -> Result<(), io::Error> {
+        durable(|done| self.log.add_rows(&mut to.replacement, rows, done)).await
     }
 
     /// The members, as far as entries were applied.
@@ -145,22 +166,29 @@ impl StateMachine {
         SnapshotMeta { last_log_id: progress.applied, last_membership: progress.membership.clone() }
     }
 
-    async fn write(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
-        let (tell, told) = oneshot::channel();
-        self.log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
-        match told.await {
-            Ok(result) => result.map_err(io::Error::other),
-            Err(_) => Err(io::Error::other("the log has closed")),
-        }
-    }
-
     async fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), io::Error> {
         let gone = checkpoint.gone.clone();
-        self.write(checkpoint).await?;
+        durable(|done| self.log.checkpoint(checkpoint, done)).await?;
         let spilled = lock(&*self.machine).checkpointed();
         self.rows.gone(gone);
         self.rows.spilled(spilled);
         Ok(())
+    }
+}
+
+/// Rows of another node's snapshot that are in the log and do not count yet.
+pub(crate) struct Incoming {
+    pub(crate) replacement: Replacement,
+    _one: OwnedMutexGuard<()>,
+}
+
+/// Waits until what the log was asked for is durable.
+async fn durable(ask: impl FnOnce(Completion)) -> Result<(), io::Error> {
+    let (tell, told) = oneshot::channel();
+    ask(Box::new(move |result| drop(tell.send(result))));
+    match told.await {
+        Ok(result) => result.map_err(io::Error::other),
+        Err(_) => Err(io::Error::other("the log has closed")),
     }
 }
 
@@ -214,7 +242,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
         let Delta { rows, gone, tables } = delta;
         let tables = encode(&Tables::new(&progress.membership, tables));
         let applied = position(&applied);
-        self.write_checkpoint(Checkpoint { applied, rows, gone, tables, replaces_all: false }).await?;
+        self.write_checkpoint(Checkpoint { applied, rows, gone, tables }).await?;
         Ok(Snapshot { meta: Self::meta(&progress), snapshot: Manifest::None })
     }
 }
@@ -267,23 +295,24 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Manifest) -> Result<(), io::Error> {
-        let contents = match snapshot {
-            Manifest::Contents(contents) => *contents,
-            // A store of this very process.
-            Manifest::Here(other) => other.contents().await?,
-            Manifest::None => return Err(io::Error::other("a snapshot without contents")),
-        };
         let Some(applied) = meta.last_log_id else { return Ok(()) };
-        let Contents { tables, rows, bodies } = contents;
-        let _one = self.checkpointing.lock().await;
+        let contents = match snapshot {
+            Manifest::Contents(contents) => lock(&contents).take(),
+            Manifest::Here(other) => Some(self.copy(&other).await?),
+            Manifest::None => None,
+        };
+        let contents = contents.ok_or_else(|| io::Error::other("a snapshot without contents"))?;
+        let Contents { tables, incoming: Incoming { replacement, _one }, bodies } = contents;
         // First the log has it, then the machine: rows are read from the log alone.
-        let encoded = encode(&tables);
         let at = position(&applied);
-        self.write(Checkpoint { applied: at, rows, gone: Vec::new(), tables: encoded, replaces_all: true })
-            .await?;
+        let encoded = encode(&tables);
+        durable(|done| self.log.end_replacement(replacement, at, &encoded, done)).await?;
+        // All rows are read: neither the machine nor this thread, on which heartbeats are answered, is held up by that.
+        let reading = lock(&*self.machine).reading();
+        let state = blocking(move || reading(&tables.machine)).await?.map_err(io::Error::other)?;
         {
             let mut machine = lock(&*self.machine);
-            machine.restore(&tables.machine).map_err(io::Error::other)?;
+            machine.restore(state);
             let mut progress = lock(&self.progress);
             progress.applied = Some(applied);
             progress.membership = meta.last_membership.clone();

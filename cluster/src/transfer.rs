@@ -2,8 +2,8 @@
 //! some at a time, and does not fetch again what an attempt before this one brought.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 use holdfast_storage::{Bytes, LogIndex, LogPosition};
@@ -14,8 +14,12 @@ use crate::cluster::Cluster;
 use crate::limits::{BODIES_IN_FLIGHT_MAX, SNAPSHOT_PART, TRANSFER_PATIENCE};
 use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Request};
-use crate::snapshot::Contents;
+use crate::snapshot::{Assembly, Contents, Manifest, Part};
+use crate::state_machine::{Incoming, StateMachine};
 use crate::types::{Raft, Snapshot, SnapshotMeta, log_id};
+
+/// Pause between looks for a snapshot that stopped coming.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Snapshots that this node sends.
 #[derive(Debug, Default)]
@@ -59,6 +63,59 @@ impl Transfers {
     }
 }
 
+/// A snapshot that comes in. Its rows go to the log part by part, and no checkpoint is written meanwhile.
+#[derive(Default)]
+pub(crate) struct Arriving {
+    assembly: Assembly,
+    incoming: Option<Incoming>,
+    heard: Option<Instant>,
+}
+
+impl Arriving {
+    /// Takes a part. The first one of another snapshot begins anew.
+    ///
+    /// # Errors
+    /// Why it is not taken. The sender begins again.
+    pub(crate) async fn part(
+        &mut self,
+        state_machine: &StateMachine,
+        of: (u64, Option<LogPosition>),
+        number: u32,
+        part: Part,
+    ) -> Result<(), String> {
+        let rows = self.assembly.add(of, number, part)?;
+        if number == 0 {
+            self.incoming = None;
+            self.incoming = Some(state_machine.replace().await);
+        }
+        self.heard = Some(clock::now());
+        let incoming = self.incoming.as_mut().ok_or("it was given up meanwhile")?;
+        state_machine.add_rows(incoming, rows).await.map_err(|e| e.to_string())
+    }
+
+    /// All of it, if so many parts have come.
+    fn complete(&mut self, of: (u64, Option<LogPosition>), parts: u32) -> Result<Contents, String> {
+        let Arriving { mut assembly, incoming, .. } = std::mem::take(self);
+        let (tables, bodies) = assembly.complete(of, parts)?;
+        Ok(Contents { tables, incoming: incoming.ok_or("it was given up meanwhile")?, bodies })
+    }
+
+    /// Gives up one of which nothing was heard for a while: checkpoints go on.
+    pub(crate) fn give_up_quiet(&mut self, now: Instant) {
+        if self.heard.is_some_and(|heard| now.saturating_duration_since(heard) > 2 * SNAPSHOT_PART) {
+            *self = Arriving::default();
+        }
+    }
+}
+
+/// Gives up snapshots that stopped coming, also while the node starts. Ends with the node.
+pub(crate) async fn give_up_quiet(cluster: Cluster) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        cluster.inner.arriving.lock().await.give_up_quiet(clock::now());
+    }
+}
+
 /// Why a snapshot cannot be installed.
 pub(crate) enum NotInstalled {
     /// An earlier one still is.
@@ -86,10 +143,7 @@ pub(crate) async fn receive<'c>(
 ) -> Result<(Snapshot, tokio::sync::MutexGuard<'c, ()>), NotInstalled> {
     // One at a time: a leader that lost patience sends everything again while the first one still fetches.
     let one = cluster.inner.installing.try_lock().map_err(|_| NotInstalled::Busy)?;
-    let contents = {
-        let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
-        assembly.complete((from, last), parts)?
-    };
+    let contents = cluster.inner.arriving.lock().await.complete((from, last), parts)?;
     // The leader may have come in while this node was away: then the snapshot says where it is.
     let membership = contents.tables.membership().map_err(|e| e.to_string())?;
     let sender = membership.nodes().find(|(id, _)| **id == from).map(|(_, member)| member.address.clone());
@@ -104,14 +158,24 @@ pub(crate) async fn receive<'c>(
     let wanted: Vec<LogIndex> = contents.bodies.iter().copied().filter(|index| !is_known(index)).collect();
     let began = clock::now();
     let last_entry = cluster.inner.log.last().map(|at| at.index);
+    let applied = *cluster.inner.applied.borrow();
     let fetches = futures_util::stream::iter(wanted).map(|index| {
         let (cluster, peer) = (cluster.clone(), peer.clone());
-        async move { fetch(&cluster, &peer, LogPosition { term, index }, is_apart(index, last_entry)).await }
+        async move {
+            let bytes =
+                fetch(&cluster, &peer, LogPosition { term, index }, is_apart(index, last_entry)).await?;
+            // Another leader may feed this node by its log meanwhile, and have it settle the message that this is of.
+            let now = *cluster.inner.applied.borrow();
+            if now != applied && now > index.0 && !cluster.inner.is_needed(index) {
+                cluster.inner.log.erase(index);
+            }
+            Ok::<u64, String>(bytes)
+        }
     });
     let fetched: Vec<u64> = fetches.buffer_unordered(BODIES_IN_FLIGHT_MAX).try_collect().await?;
     tracing::info!(
         last = %last.map_or(0, |at| at.index.0),
-        rows = contents.rows.len(),
+        rows = contents.incoming.replacement.rows(),
         bodies = contents.bodies.len(),
         fetched = fetched.iter().filter(|bytes| **bytes > 0).count(),
         bytes = fetched.iter().sum::<u64>(),
@@ -124,7 +188,7 @@ pub(crate) async fn receive<'c>(
 fn snapshot(contents: Contents, last: Option<LogPosition>) -> Result<Snapshot, String> {
     let last_membership = contents.tables.membership().map_err(|e| e.to_string())?;
     let meta = SnapshotMeta { last_log_id: last.map(log_id), last_membership };
-    Ok(Snapshot { meta, snapshot: crate::snapshot::Manifest::Contents(Box::new(contents)) })
+    Ok(Snapshot { meta, snapshot: Manifest::Contents(Arc::new(Mutex::new(Some(contents)))) })
 }
 
 /// Whether a body that is here did not come with an entry of this node's log. One that did dies with its entry if the snapshot's leader has
@@ -168,11 +232,34 @@ async fn fetch(cluster: &Cluster, peer: &Peer, at: LogPosition, counts: bool) ->
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use holdfast_storage::Term;
+    use openraft::RaftSnapshotBuilder;
+    use openraft::testing::log::StoreBuilder;
 
     use super::*;
+    use crate::contract::Builder;
+
+    /// P1: a snapshot of which no more parts come holds up no checkpoint for good, and its rows never count.
+    #[tokio::test]
+    async fn p1_a_snapshot_that_stops_coming_is_given_up() {
+        let ((), store, mut state_machine) = Builder.build().await.unwrap();
+        let of = (2, Some(LogPosition { term: Term(3), index: LogIndex(70) }));
+        let part = Part { rows: vec![(5, vec![1; 9])], ..Part::default() };
+        let mut arriving = Arriving::default();
+        arriving.part(&state_machine, of, 0, part.clone()).await.unwrap();
+        arriving.part(&state_machine, of, 1, part.clone()).await.unwrap();
+        let soon = Duration::from_millis(100);
+        assert!(tokio::time::timeout(soon, state_machine.build_snapshot()).await.is_err(), "it goes on");
+        arriving.give_up_quiet(clock::now());
+        assert!(
+            tokio::time::timeout(soon, state_machine.build_snapshot()).await.is_err(),
+            "it was just heard of"
+        );
+        arriving.give_up_quiet(clock::now() + 2 * SNAPSHOT_PART + soon);
+        tokio::time::timeout(soon, state_machine.build_snapshot()).await.unwrap().unwrap();
+        assert!(arriving.part(&state_machine, of, 2, part).await.is_err(), "it begins anew");
+        assert_eq!(store.log.row_keys(None, 9), []);
+    }
 
     #[test]
     fn what_came_with_an_entry_is_fetched_anew() {

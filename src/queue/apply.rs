@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_cluster::{
-    Applied, ApplyError, Delta, LogIndex, LogPosition, Machine, ReadError, Refusal, Rows, Step, Whole,
+    Applied, ApplyError, Delta, Found, LogIndex, LogPosition, Machine, ReadError, Reading, Refusal, Rows,
+    Step, Whole,
 };
 
 use super::command::{Answer, Command, Fate, Notice, Outcome, PieceRef, RouteChange};
@@ -585,13 +586,18 @@ impl Machine for Queue {
         Whole { tables: self.tables.encode(), steps: Box::new(std::iter::once(Ok(pieces)).chain(messages)) }
     }
 
-    fn restore(&mut self, tables: &[u8]) -> Result<(), String> {
-        let tables = Tables::decode(tables)?;
-        self.messages = Messages::of_checkpoint(self.messages.rows())?;
+    fn reading(&self) -> Reading {
+        let rows = self.messages.rows();
+        Box::new(move |tables| Ok(Box::new((Tables::decode(tables)?, Messages::of_checkpoint(rows)?))))
+    }
+
+    fn restore(&mut self, found: Found) {
+        let found = found.downcast::<(Tables, Messages)>();
+        let (tables, messages) = *found.expect("what the reading of this machine found");
+        self.messages = messages;
         let parts = tables.pieces.values().flat_map(|p| p.parts.values());
         self.piece_bytes = parts.map(|(_, piece)| piece.bytes as u64).sum();
         self.tables = tables;
         self.end_journal();
-        Ok(())
     }
 }

@@ -119,6 +119,11 @@ mod tests {
         (steps.into_iter().flat_map(|step| step.rows).collect(), bodies)
     }
 
+    fn restore(queue: &mut Queue, tables: &[u8]) {
+        let reading = queue.reading();
+        queue.restore(reading(tables).unwrap());
+    }
+
     struct World {
         queue: Queue,
         index: u64,
@@ -467,7 +472,7 @@ mod tests {
                         under_way = None;
                         w.queue = Queue::default();
                         w.queue.attach(Arc::new(rows.clone()));
-                        w.queue.restore(&base.0).unwrap();
+                        restore(&mut w.queue, &base.0);
                         (w.index, w.bodies) = (base.1, base.2.clone());
                         for (command, bytes) in &since {
                             w.apply(command.clone(), *bytes);
@@ -484,7 +489,7 @@ mod tests {
                         w.queue.attach(Arc::new(own.clone()));
                         own.0.lock().unwrap().clear();
                         own.write(found, vec![]);
-                        w.queue.restore(&whole.tables).unwrap();
+                        restore(&mut w.queue, &whole.tables);
                         base = (whole.tables, w.index, w.bodies.clone());
                         rows = own;
                         since.clear();

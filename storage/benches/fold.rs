@@ -62,13 +62,7 @@ fn main() {
         let entry = |index| Entry { at: at(index), head: Bytes::from_static(&[7; 150]), body: body.clone() };
         wait(&mut |done| log.append((first..=last).map(entry).collect(), done));
         let rows = (first..=last).map(|key| (u128::from(key), vec![7; 200])).collect();
-        let mut made = Some(Checkpoint {
-            applied: at(last),
-            rows,
-            gone: vec![],
-            tables: vec![1; 200],
-            replaces_all: false,
-        });
+        let mut made = Some(Checkpoint { applied: at(last), rows, gone: vec![], tables: vec![1; 200] });
         wait(&mut |done| log.checkpoint(made.take().unwrap(), done));
         log.purge(at(last));
     }

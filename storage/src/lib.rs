@@ -26,6 +26,8 @@ mod sync;
 pub use bytes::Bytes;
 pub use error::{Damage, OpenError, ReadError, StoreFailed};
 pub use index::{Rows, Shelf};
-pub use log::{Checkpoint, Completion, Entry, Identity, Log, LostBody, Options, Recovered, SpaceReport};
+pub use log::{
+    Checkpoint, Completion, Entry, Identity, Log, LostBody, Options, Recovered, Replacement, SpaceReport,
+};
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};
 pub use scrub::ScrubReport;

@@ -67,7 +67,7 @@ fn checkpoint(log: &Log, told: &mut Told, applied: LogPosition, number: u128) {
     let rows: Vec<(u128, Vec<u8>)> = (0..3).map(|n| (number * 10 + n, vec![number as u8; 700])).collect();
     let gone: Vec<u128> = told.rows.keys().take(1).copied().collect();
     let tables = vec![number as u8; 5000];
-    let made = Checkpoint { applied, rows: rows.clone(), gone: gone.clone(), tables, replaces_all: false };
+    let made = Checkpoint { applied, rows: rows.clone(), gone: gone.clone(), tables };
     if told.note(outcome(|done| log.checkpoint(made, done)).is_ok()) {
         gone.iter().for_each(|key| drop(told.rows.remove(key)));
         told.rows.extend(rows);

@@ -40,7 +40,7 @@ fn checkpoint(log: &Log, index: u64, rows: Vec<(u128, Vec<u8>)>, gone: Vec<u128>
     let entry = Entry { at, head: Bytes::from_static(b"h"), body: Bytes::new() };
     log.append(vec![entry], Box::new(|_| {}));
     let (tell, told) = channel();
-    let checkpoint = Checkpoint { applied: at, rows, gone, tables: vec![], replaces_all: false };
+    let checkpoint = Checkpoint { applied: at, rows, gone, tables: vec![] };
     log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
     told.recv().unwrap().unwrap();
 }

@@ -32,6 +32,11 @@ enum Operation {
         rows: u8,
         gone: u8,
     },
+    /// All rows anew, in some steps; it may be given up before its end.
+    Replace {
+        steps: u8,
+        ends: bool,
+    },
     Purge,
     Erase {
         back: usize,
@@ -55,6 +60,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (0usize..5).prop_map(|keep| Operation::Truncate { keep }),
         2 => Just(Operation::Vote),
         2 => (0u8..4, 0u8..3).prop_map(|(rows, gone)| Operation::Checkpoint { rows, gone }),
+        2 => (0u8..4, any::<bool>()).prop_map(|(steps, ends)| Operation::Replace { steps, ends }),
         1 => Just(Operation::Purge),
         4 => (0usize..30).prop_map(|back| Operation::Erase { back }),
         3 => Just(Operation::Settle),
@@ -183,17 +189,36 @@ impl Run {
                 let gone: Vec<u128> = model.rows.keys().take(*gone as usize).copied().collect();
                 self.rows.as_ref().unwrap().gone(gone.clone());
                 let tables = vec![self.counter as u8; (self.counter as usize * 977) % 600_000];
-                let checkpoint = Checkpoint {
-                    applied,
-                    rows: rows.clone(),
-                    gone: gone.clone(),
-                    tables: tables.clone(),
-                    replaces_all: false,
-                };
+                let checkpoint =
+                    Checkpoint { applied, rows: rows.clone(), gone: gone.clone(), tables: tables.clone() };
                 self.log().checkpoint(checkpoint, self.done());
                 model.rows.extend(rows);
                 gone.iter().for_each(|key| drop(model.rows.remove(key)));
                 (model.tables, model.applied) = (tables, Some(applied));
+            }
+            Operation::Replace { steps, ends } => {
+                let Some((applied, _)) = model.entries.last().cloned() else { return };
+                // The checkpoint before it is complete.
+                common::outcome(|done| self.log().append(Vec::new(), done)).unwrap();
+                let mut replacement = self.log().replace();
+                let mut rows = BTreeMap::new();
+                for step in 0..*steps {
+                    // Keys of now and of before, and new ones.
+                    let key =
+                        |n: u8| (self.counter as u128 * 8).saturating_sub(n as u128 * 20) + step as u128;
+                    let some: BTreeMap<u128, Vec<u8>> =
+                        (0..3).map(|n| (key(n), vec![step ^ 0x80; 50 + n as usize])).collect();
+                    let some: Vec<_> = some.into_iter().filter(|(key, _)| !rows.contains_key(key)).collect();
+                    rows.extend(some.clone());
+                    self.log().add_rows(&mut replacement, some, Box::new(|_| {}));
+                }
+                if !ends {
+                    return;
+                }
+                let tables = vec![self.counter as u8; 3000];
+                self.log().end_replacement(replacement, applied, &tables, self.done());
+                self.rows.as_ref().unwrap().replaced();
+                (model.rows, model.tables, model.applied) = (rows, tables, Some(applied));
             }
             Operation::Purge => {
                 let Some(applied) = model.applied else { return };
@@ -492,6 +517,14 @@ fn p7_a_committed_position_counts_only_with_its_entry() {
     drop(log);
     let (log, _) = open(&disk);
     assert_eq!(log.committed(), Some(LogPosition { term: Term(4), index: LogIndex(1) }));
+    // Said of an entry that is still to come, which a crash may take: what was said before counts.
+    log.save_committed(LogPosition { term: Term(4), index: LogIndex(40) });
+    append(&log, vec![entry(5, 4, b"")]);
+    log.save_committed(LogPosition { term: Term(5), index: LogIndex(3) });
+    append(&log, vec![entry(6, 4, b"")]);
+    drop(log);
+    let (log, _) = open(&disk);
+    assert_eq!(log.committed(), Some(LogPosition { term: Term(4), index: LogIndex(1) }));
 }
 
 /// P1: a body that was fetched for a snapshot is not the one of the entry that is truncated, before and after a restart.
@@ -573,8 +606,7 @@ fn p1_a_checkpoint_larger_than_a_segment_keeps_its_rows() {
     let rows: Vec<(u128, Vec<u8>)> = (0..600).map(|n| (n, vec![n as u8; 60_000])).collect();
     let applied = LogPosition { term: Term(1), index: LogIndex(0) };
     let (tell, told) = channel();
-    let checkpoint =
-        Checkpoint { applied, rows, gone: Vec::new(), tables: vec![1; 1000], replaces_all: true };
+    let checkpoint = Checkpoint { applied, rows, gone: Vec::new(), tables: vec![1; 1000] };
     log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
     told.recv().unwrap().unwrap();
     log.check();
@@ -583,6 +615,66 @@ fn p1_a_checkpoint_larger_than_a_segment_keeps_its_rows() {
     assert!(recovered.checkpoint.is_some());
     assert_eq!(log.row_keys(None, 1000).len(), 600);
     assert_eq!(log.row(599).unwrap().unwrap(), vec![599u32 as u8; 60_000]);
+}
+
+fn keys(log: &Log) -> Vec<u128> {
+    log.row_keys(None, 99).iter().map(|(key, _)| *key).collect()
+}
+
+fn done(begin: impl FnOnce(holdfast_storage::Completion)) {
+    common::outcome(begin).unwrap();
+}
+
+/// P1: a key whose row was void, and that a later replacement of all rows brings again, is there.
+#[test]
+fn p1_a_row_that_comes_back_is_there_after_a_restart() {
+    let disk = SimDisk::new(12);
+    let log = with_rows(&disk, 3);
+    let at = LogPosition { term: Term(1), index: LogIndex(0) };
+    for named in [vec![0, 2], vec![0, 1, 2]] {
+        let mut replacement = log.replace();
+        let rows: Vec<(u128, Vec<u8>)> = named.iter().map(|key| (*key, vec![*key as u8; 9])).collect();
+        // Some at a time.
+        for some in rows.chunks(1) {
+            done(|done| log.add_rows(&mut replacement, some.to_vec(), done));
+        }
+        assert_eq!(replacement.rows(), named.len());
+        assert_ne!(keys(&log), named, "it does not count yet");
+        done(|done| log.end_replacement(replacement, at, &[1], done));
+        assert_eq!(keys(&log), named);
+        log.check();
+    }
+    drop(log);
+    let (log, _) = open(&disk);
+    assert_eq!(keys(&log), [0, 1, 2]);
+    assert_eq!(log.row(1).unwrap().unwrap(), vec![1; 9]);
+}
+
+/// P1: rows of a replacement that nobody ended never count, whatever comes after it.
+#[test]
+fn p1_a_replacement_that_was_given_up_does_not_count() {
+    let disk = SimDisk::new(13);
+    let log = with_rows(&disk, 3);
+    let at = LogPosition { term: Term(1), index: LogIndex(0) };
+    let mut given_up = log.replace();
+    let strange = vec![(1, vec![9; 9]), (7, vec![9; 9])];
+    done(|done| log.add_rows(&mut given_up, strange, done));
+    drop(given_up);
+    let own = || Checkpoint { applied: at, rows: vec![(2, vec![5; 9])], gone: vec![0], tables: vec![1] };
+    done(|done| log.checkpoint(own(), done));
+    let is_right = |log: &Log| {
+        assert_eq!(keys(log), [1, 2]);
+        assert_eq!(log.row(1).unwrap().unwrap(), b"1".to_vec());
+        assert_eq!(log.row(2).unwrap().unwrap(), vec![5; 9]);
+    };
+    is_right(&log);
+    log.check();
+    drop(log);
+    let (log, _) = open(&disk);
+    is_right(&log);
+    done(|done| log.checkpoint(own(), done));
+    drop(log);
+    is_right(&open(&disk).0);
 }
 
 /// Waits until the index is as it should be.
@@ -601,7 +693,7 @@ fn with_rows(disk: &SimDisk, count: u128) -> Arc<Log> {
     append(&log, vec![entry(0, 1, b"")]);
     let rows = (0..count).map(|n| (n, n.to_string().into_bytes())).collect();
     let applied = LogPosition { term: Term(1), index: LogIndex(0) };
-    let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1], replaces_all: false };
+    let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1] };
     let (tell, told) = channel();
     log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
     told.recv().unwrap().unwrap();
@@ -680,7 +772,7 @@ fn p1_tombstones_of_a_checkpoint_that_was_cut_short_are_void() {
     let at = LogPosition { term: Term(1), index: LogIndex(0) };
     // So many tombstones that the tables and the end are in a later batch.
     let gone = std::iter::once(1).chain((0..350_000).map(|n| u128::MAX - n)).collect();
-    let cut_short = Checkpoint { applied: at, rows: vec![], gone, tables: vec![7], replaces_all: false };
+    let cut_short = Checkpoint { applied: at, rows: vec![], gone, tables: vec![7] };
     // After two of its three batches, when nothing else is written.
     until("the spare segment", || {
         holdfast_storage::disk::Disk::list(&disk).unwrap().iter().any(|name| name == "segment-000001")
@@ -693,10 +785,9 @@ fn p1_tombstones_of_a_checkpoint_that_was_cut_short_are_void() {
     let (log, _) = open(&disk);
     assert_eq!(log.row_keys(None, 9).len(), 3, "it does not count");
     let (tell, told) = channel();
-    let next = Checkpoint { applied: at, rows: vec![], gone: vec![2], tables: vec![1], replaces_all: false };
+    let next = Checkpoint { applied: at, rows: vec![], gone: vec![2], tables: vec![1] };
     log.checkpoint(next, Box::new(move |r| drop(tell.send(r))));
     told.recv().unwrap().unwrap();
-    let keys = |log: &Log| log.row_keys(None, 9).iter().map(|(key, _)| *key).collect::<Vec<_>>();
     assert_eq!(keys(&log), [0, 1]);
     drop(log);
     let (log, _) = open(&disk);
@@ -713,7 +804,7 @@ fn p9_rows_are_read_while_their_segments_are_reused() {
         let at = LogPosition { term: Term(1), index: LogIndex(0) };
         let rows = (0..40).map(|key| (key, vec![value; 50_000])).collect();
         let (tell, told) = channel();
-        let checkpoint = Checkpoint { applied: at, rows, gone: vec![], tables: vec![1], replaces_all: false };
+        let checkpoint = Checkpoint { applied: at, rows, gone: vec![], tables: vec![1] };
         log.checkpoint(checkpoint, Box::new(move |r| drop(tell.send(r))));
         told.recv().unwrap().unwrap();
     };

@@ -24,7 +24,7 @@ fn traffic(log: &Log, indexes: std::ops::Range<u64>) {
             let rows = vec![(1, b"a row that nobody changes".to_vec())];
             let rows = if index == 9 { rows } else { vec![] };
             let applied = at(7, index);
-            let made = Checkpoint { applied, rows, gone: vec![], tables, replaces_all: false };
+            let made = Checkpoint { applied, rows, gone: vec![], tables };
             wait(log, |done| log.checkpoint(made, done));
             log.purge(applied);
         }

@@ -27,7 +27,7 @@ fn filled(disk: &SimDisk) -> Log {
     }
     let rows = (0..ENTRIES).map(|key| (key.into(), format!("row {key}").into_bytes())).collect();
     let applied = at(1, ENTRIES - 1);
-    let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1], replaces_all: false };
+    let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1] };
     wait(&log, |done| log.checkpoint(checkpoint, done));
     log.purge(applied);
     (0..ENTRIES).filter(|index| index % 8 == 3).for_each(|index| log.erase(LogIndex(index)));
@@ -190,8 +190,7 @@ fn p9_the_scrub_takes_nothing_for_damage_that_is_none() {
         (first..first + 20).filter(|index| index % 10 != 0).for_each(|index| log.erase(LogIndex(index)));
         let rows = (first..first + 20).step_by(10).map(|key| (u128::from(key), vec![7; 300])).collect();
         let applied = at(1, first + 19);
-        let checkpoint =
-            Checkpoint { applied, rows, gone: vec![], tables: vec![1; 500], replaces_all: false };
+        let checkpoint = Checkpoint { applied, rows, gone: vec![], tables: vec![1; 500] };
         wait(&log, |done| log.checkpoint(checkpoint, done));
         log.purge(applied);
     }

@@ -9,10 +9,12 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{SEGMENT, open_with, options};
+use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::{Bytes, Checkpoint, Entry, Log, LogIndex, LogPosition, OpenError, Options, Term};
 
@@ -48,8 +50,7 @@ fn traffic(log: &Log, count: u64, one_in: u64) -> Stuck {
         let rows = kept.iter().map(|index| (*index as u128, row(*index))).collect();
         let applied = at(indexes.end - 1);
         let (tell, told) = channel();
-        let checkpoint =
-            Checkpoint { applied, rows, gone: Vec::new(), tables: vec![7; 3000], replaces_all: false };
+        let checkpoint = Checkpoint { applied, rows, gone: Vec::new(), tables: vec![7; 3000] };
         log.checkpoint(checkpoint, Box::new(move |result| drop(tell.send(result))));
         if !matches!(told.recv(), Ok(Ok(()))) {
             return stuck;
@@ -128,4 +129,34 @@ fn p1_moving_survives_a_power_cut_at_any_step() {
         check(&log, &stuck);
         assert!(!disk.contains(&body(1)[..64]), "power off after {after}: an erased body is readable");
     }
+}
+
+/// P3, P6: on a disk whose syncs take their time, bodies die faster than a round of erasing takes. Room comes back all the same.
+#[test]
+fn p6_room_comes_back_while_mail_dies_without_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = OsDisk::open(dir.path(), Duration::from_millis(3)).unwrap();
+    let log = Log::open(Arc::new(disk), common::identity(), options()).unwrap().0;
+    let (tell, told) = channel();
+    let (mut next, mut most) = (0, 0);
+    let mut begin = |log: &Log| {
+        let (index, tell) = (next, tell.clone());
+        next += 1;
+        let entry = common::entry(at(index), common::body(index, 100_000));
+        log.append(
+            vec![entry],
+            Box::new(move |result| tell.send(result.map(|()| index)).unwrap_or_default()),
+        );
+    };
+    (0..4).for_each(|_| begin(&log));
+    const ENTRIES: u64 = 1200;
+    for _ in 0..ENTRIES {
+        let index = told.recv().unwrap().unwrap();
+        log.erase(LogIndex(index));
+        log.purge(at(index));
+        begin(&log);
+        most = most.max(log.space().held_bytes);
+    }
+    let written = ENTRIES * 100_000;
+    assert!(most < written / 3, "{} MiB held of {} that were written", most >> 20, written >> 20);
 }

@@ -219,10 +219,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             };
         }
         Request::Members => {
-            return match known(cluster) {
-                Some(known) => plain(Answer::Members(known)),
-                None => failed(&"this node knows of no members yet"),
-            };
+            return plain(Answer::Members(known(cluster).unwrap_or_default()));
         }
         Request::Prepare => {
             return match prepare(cluster).await {
@@ -286,11 +283,17 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             }
         }
         Request::SnapshotPart { last, number } => {
+            if cluster.inner.installing.try_lock().is_err() {
+                return plain(Answer::Installing);
+            }
+            if !cluster.inner.has_room_for(raw.len() as u64, 0) {
+                return failed(&"no room for the rows of a snapshot");
+            }
             let part = tokio::task::spawn_blocking(move || decode::<Part>("snapshot part", &raw)).await;
             let added = match part {
                 Ok(Ok(part)) => {
-                    let mut assembly = cluster.inner.assembly.lock().unwrap_or_else(PoisonError::into_inner);
-                    assembly.add((from, last), number, part)
+                    let mut arriving = cluster.inner.arriving.lock().await;
+                    arriving.part(&cluster.inner.state_machine, (from, last), number, part).await
                 }
                 Ok(Err(e)) => Err(e.to_string()),
                 Err(e) => Err(e.to_string()),

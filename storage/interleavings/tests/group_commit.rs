@@ -143,7 +143,6 @@ impl Life {
                     rows: vec![(key, vec![index as u8; 300])],
                     gone: Vec::new(),
                     tables: vec![index as u8; 500],
-                    replaces_all: false,
                 };
                 self.log.checkpoint(made, self.ask(Asker::Machine, What::Row(key)));
                 self.told.lock().unwrap().purged = index - 2;

@@ -18,7 +18,7 @@ use crate::codec::{self, Gone, Intent, Reset};
 use crate::limits::ERASE_ROUND_BYTES_MAX;
 use crate::log::Inner;
 use crate::log::writer::{Note, Request};
-use crate::position::{LogIndex, SegmentId};
+use crate::position::{LogIndex, LogPosition, SegmentId};
 use crate::record::{Kind, Record};
 use crate::sync::mpsc::{SyncSender, channel};
 use plan::Range;
@@ -49,17 +49,15 @@ pub(crate) struct Eraser {
 
 impl Eraser {
     /// Runs until the log closes or fails. `unused` are files found at the start in which no segment stands.
-    pub(crate) fn run(self, unused: Vec<u32>, unreadable: Option<Vec<(SegmentId, u32, u32)>>) {
-        let adopt = || self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
-        let mut result = unreadable.map_or(Ok(()), |holes| self.end_salvage(&holes)).and_then(|()| adopt());
+    pub(crate) fn run(self, unused: Vec<u32>) {
+        let mut result = self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
         let mut moving = Moving::default();
         while result.is_ok() {
             self.inner.fill_pool();
             if self.inner.pause(ROUND) || self.inner.state().failed.is_some() {
                 return;
             }
-            result =
-                self.erase_round().and_then(|()| self.recycle()).and_then(|()| self.relocate(&mut moving));
+            result = self.erase_and_recycle().and_then(|()| self.relocate(&mut moving));
         }
         if let Err(why) = result {
             self.inner.fail(&why);
@@ -78,8 +76,9 @@ impl Eraser {
         }
     }
 
-    /// Overwrites what a salvage found that nobody can read, which may be octets of mail, and then takes the salvage for done.
-    fn end_salvage(&self, holes: &[(SegmentId, u32, u32)]) -> Result<(), String> {
+    /// Overwrites what a salvage found that nobody can read, which may be octets of mail, and then takes the salvage for done. Until that is
+    /// durable the next start salvages again, so nothing may be promised meanwhile.
+    pub(crate) fn end_salvage(&self, holes: &[(SegmentId, u32, u32)]) -> Result<(), String> {
         // With whatever is written first the reset is durable.
         self.write(vec![(Record::of(Kind::Reset, codec::encode(&Reset::default())), Note::None)])?;
         for (id, from, to) in holes {
@@ -90,17 +89,33 @@ impl Eraser {
         self.inner.end_pending(|pending| pending.void_but.is_some()).map_err(|e| format!("superblock: {e}"))
     }
 
-    fn erase_round(&self) -> Result<(), String> {
-        loop {
+    /// Overwrites what is dead by now, and gives back the segments that held nothing live by now. What dies meanwhile waits for the next
+    /// time: there may always be more, and room must come back all the same.
+    ///
+    /// A truncated body that is not yet overwritten is known from the record of the truncation alone. Where that stands in one of these
+    /// segments, the body is among the dead that are overwritten first.
+    fn erase_and_recycle(&self) -> Result<(), String> {
+        let (dead, idle) = {
+            let state = self.inner.state();
+            (state.dying.len(), state.idle_segments().map(|(id, _)| *id).collect::<BTreeSet<_>>())
+        };
+        self.erase(dead)?;
+        self.recycle(&idle)
+    }
+
+    /// Overwrites the oldest of the dying, so many.
+    fn erase(&self, mut count: usize) -> Result<(), String> {
+        while count > 0 {
             let (taken, ranges) = {
                 let mut state = self.inner.state();
-                let round = plan::round(&mut state.dying, ERASE_ROUND_BYTES_MAX);
+                let round = plan::round(&mut state.dying, count, ERASE_ROUND_BYTES_MAX);
                 state.being_erased = round.0.len();
                 round
             };
             if taken.is_empty() {
                 return Ok(());
             }
+            count -= taken.len();
             self.write(intents(&ranges))?;
             for (id, list) in &ranges {
                 let Some(file) = self.inner.state().segments.get(id).map(|s| s.file.clone()) else {
@@ -133,6 +148,7 @@ impl Eraser {
             let erased: Vec<(LogIndex, Duration)> = erased.into_iter().collect();
             (self.inner.options.on_erased)(&erased);
         }
+        Ok(())
     }
 
     /// Moves the next records out of a mostly dead segment.
@@ -157,18 +173,14 @@ impl Eraser {
         self.write(copies)
     }
 
-    /// Gives back the segments in which nothing is live. What their records still say about other segments is said again
+    /// Gives back those of these segments in which nothing is live. What their records still say about other segments is said again
     /// first: erase intents, and keys whose rows are void.
-    fn recycle(&self) -> Result<(), String> {
+    fn recycle(&self, segments: &BTreeSet<SegmentId>) -> Result<(), String> {
         let mut say_again = Vec::new();
         let mut empty = Vec::new();
         {
             let state = self.inner.state();
-            // A truncated body that is not yet overwritten is known from the records alone; wait for it.
-            if !state.dying.is_empty() {
-                return Ok(());
-            }
-            for (id, segment) in state.idle_segments() {
+            for (id, segment) in state.idle_segments().filter(|(id, _)| segments.contains(id)) {
                 empty.push(*id);
                 for named in segment.intents_for.iter().filter(|named| *named != id) {
                     if let Some(other) = state.segments.get(named) {
@@ -179,7 +191,10 @@ impl Eraser {
                     segment.gone_keys.iter().filter(|k| state.gone.get(k) == Some(id)).copied().collect();
                 for keys in keys.chunks(10_000) {
                     let head = codec::encode(&Gone { keys: keys.to_vec() });
-                    say_again.push((Record::of(Kind::Gone, head), Note::GoneAgain(keys.to_vec())));
+                    // Rows up to the newest complete checkpoint are meant: a later one may bring a key again.
+                    let at = LogPosition { index: LogIndex(state.complete), ..LogPosition::default() };
+                    let record = Record { at, ..Record::of(Kind::Gone, head) };
+                    say_again.push((record, Note::GoneAgain(keys.to_vec())));
                 }
             }
         }

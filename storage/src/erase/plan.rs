@@ -8,11 +8,17 @@ use crate::position::SegmentId;
 /// A range of a segment, bytes.
 pub(crate) type Range = (u32, u32);
 
-/// Takes bodies off `dying` until their octets exceed `bytes_max` (at least one), and merges their ranges where they touch.
-pub(crate) fn round(dying: &mut Vec<Dying>, bytes_max: u64) -> (Vec<Dying>, BTreeMap<SegmentId, Vec<Range>>) {
+/// Takes bodies off the front of `dying`, at the most `count`, until their octets exceed `bytes_max` (at least one), and merges their
+/// ranges where they touch.
+pub(crate) fn round(
+    dying: &mut Vec<Dying>,
+    count: usize,
+    bytes_max: u64,
+) -> (Vec<Dying>, BTreeMap<SegmentId, Vec<Range>>) {
     let mut bytes = 0;
     let count = dying
         .iter()
+        .take(count)
         .take_while(|d| {
             let before = bytes;
             bytes += d.location.body_bytes as u64;

@@ -299,6 +299,7 @@ impl Place {
 fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered), OpenError> {
     let mut written = Written::default();
     let mut checkpoints = Checkpoints::default();
+    let mut committed: BTreeSet<LogPosition> = BTreeSet::new();
     let mut log: BTreeMap<LogIndex, (LogPosition, Place)> = BTreeMap::new();
     let mut bodies: BTreeMap<LogIndex, Place> = BTreeMap::new();
     let mut lost: BTreeMap<LogIndex, Place> = BTreeMap::new();
@@ -317,7 +318,11 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
         match found.kind {
             Kind::SegmentHead | Kind::Mark => {}
             Kind::Vote => written.vote = Some(decode::<Vote>("vote", &found)?),
-            Kind::Committed => written.committed = Some(found.at),
+            Kind::Committed => {
+                // It may stand ahead of its entry, which a crash then took: an earlier one counts.
+                committed.insert(found.at);
+                written.committed = Some(found.at);
+            }
             Kind::Floor => {
                 written.floor = written.floor.max(Some(found.at));
                 written.next = written.next.max(index.0 + 1);
@@ -355,6 +360,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
                         bodies.split_off(&LogIndex(upto.0 + 1)).into_iter().chain(std::mem::take(&mut lost));
                     dead.extend(void.map(|(index, body)| (index, body.location)));
                     (checkpoints, log, written) = Default::default();
+                    committed.clear();
                     state.reset = Some(segment);
                 }
                 written.vote = reset.vote.or(written.vote);
@@ -429,6 +435,7 @@ fn replay(scanned: Scanned, state: &mut LogState) -> Result<(Written, Recovered)
     }
     state.floor = written.floor;
     state.vote = written.vote;
+    written.committed = committed.into_iter().rev().find(|at| state.has(*at));
     state.committed = written.committed;
     let checkpoint = fold_checkpoints(checkpoints, state)?;
     let recovered = Recovered {
@@ -471,11 +478,15 @@ fn fold_checkpoints(
         if let Some(s) = state.segments.get_mut(&segment) {
             s.checkpoints.insert(number);
         }
-        if counts(number) {
+        if !counts(number) {
+            state.void.insert(number);
+            continue;
+        }
+        // One that was said again by an earlier version has no number, and means all rows of its key.
+        let upto = if number == 0 { u64::MAX } else { number };
+        if current.get(&key).is_none_or(|(row, _)| *row <= upto) {
             current.remove(&key);
             void_keys.push((key, segment));
-        } else {
-            state.void.insert(number);
         }
     }
     for (number, parts) in &tables {
@@ -501,6 +512,6 @@ fn fold_checkpoints(
     let mut bytes = Vec::new();
     parts.values().for_each(|(part, _)| bytes.extend_from_slice(part));
     let row_places: Vec<(u128, RowPlace)> = current.into_iter().map(|(k, (_, place))| (k, place)).collect();
-    state.checkpoint_complete(&row_places, &void_keys, places);
+    state.checkpoint_complete(number, &row_places, &void_keys, places);
     Ok(Some(RecoveredCheckpoint { applied: end.applied, tables: bytes.into() }))
 }

@@ -7,6 +7,7 @@
 //! A crash at the worst moment leaves the entries whose completion ran, and perhaps some after them.
 
 mod batch;
+mod checkpoint;
 pub mod dump;
 mod fold;
 mod judge;
@@ -24,7 +25,7 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
-use crate::codec::{self, CheckpointEnd, Reset, TablePart, Vote};
+use crate::codec::{self, Reset, Vote};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{OpenError, StoreFailed};
 use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
@@ -36,6 +37,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard, lock, thread, wait};
 use superblock::Superblock;
 use writer::{Note, Request, Writer};
 
+pub use checkpoint::{Checkpoint, Replacement};
 pub use fold::{Survey, survey};
 pub use segment::SpaceReport;
 pub use state::Entry;
@@ -111,20 +113,6 @@ pub struct RecoveredCheckpoint {
     pub applied: LogPosition,
     /// The small tables. The rows are read by key: [`Log::row`].
     pub tables: Bytes,
-}
-
-/// The state of the queue at a position: what changed since the checkpoint before.
-pub struct Checkpoint {
-    /// Everything up to here is folded in.
-    pub applied: LogPosition,
-    /// New or changed rows. A row is at most [`HEAD_BYTES_MAX`] minus 16 octets.
-    pub rows: Vec<(u128, Vec<u8>)>,
-    /// Keys that are no longer part of the state.
-    pub gone: Vec<u128>,
-    /// The small tables, whole.
-    pub tables: Vec<u8>,
-    /// Void every key that `rows` does not name (after a snapshot was installed).
-    pub replaces_all: bool,
 }
 
 pub(crate) struct Inner {
@@ -259,22 +247,27 @@ impl Log {
                 .map_err(|error| OpenError::Io { what: format!("starting thread {name}"), error })
         };
         let writer = spawn("log-writer", Box::new(move || writer.run(receiver)))?;
-        let (reset, unreadable) = opened.salvage.unzip();
+        // Dropped last, as it waits for the writer, which waits for everybody who may ask it for something.
+        let mut log = Log { inner: inner.clone(), requests: Some(requests.clone()), threads: vec![writer] };
         let eraser = crate::erase::Eraser { inner: inner.clone(), requests: requests.clone() };
-        let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots, unreadable)))?;
-        let scrubber = Scrubber { inner: inner.clone(), requests: requests.clone() };
-        let scrubber = spawn("log-scrub", Box::new(move || scrubber.run()))?;
-        let log = Log { inner, requests: Some(requests), threads: vec![scrubber, eraser, writer] };
-        if let Some(reset) = reset {
+        let scrubber = Scrubber { inner, requests };
+        if let Some((reset, unreadable)) = opened.salvage {
             // The first thing that is written brings the reset with it.
             let (tell, told) = channel();
             let again = Reset { void_but: None, ..reset };
             log.note(again, Box::new(move |result| drop(tell.send(result))));
-            if !matches!(told.recv(), Ok(Ok(()))) {
-                let error = std::io::Error::other("the log has stopped");
-                return Err(OpenError::Io { what: "salvaging a damaged log".into(), error });
-            }
+            let noted = match told.recv() {
+                Ok(Ok(())) => Ok(()),
+                _ => Err("the log has stopped".to_owned()),
+            };
+            noted.and_then(|()| eraser.end_salvage(&unreadable)).map_err(|why| OpenError::Io {
+                what: "salvaging a damaged log".into(),
+                error: std::io::Error::other(why),
+            })?;
         }
+        let eraser = spawn("log-eraser", Box::new(move || eraser.run(opened.unused_slots)))?;
+        let scrubber = spawn("log-scrub", Box::new(move || scrubber.run()))?;
+        log.threads.splice(0..0, [scrubber, eraser]);
         Ok((log, opened.recovered))
     }
 
@@ -358,40 +351,6 @@ impl Log {
         let record = Record { at: floor, ..Record::of(Kind::Floor, Vec::new()) };
         self.send(Request { records: vec![(record, Note::None)], done: None });
         self.inner.state().purge(floor);
-    }
-
-    /// Writes a checkpoint; `done` runs when a restart would fold from it.
-    pub fn checkpoint(&self, checkpoint: Checkpoint, done: Completion) {
-        let Checkpoint { applied, rows, mut gone, tables, replaces_all } = checkpoint;
-        let (number, void) = {
-            let mut state = self.inner.state();
-            state.checkpoint += 1;
-            if replaces_all {
-                let named: BTreeSet<u128> = rows.iter().map(|(key, _)| *key).collect();
-                gone = state.row_copies.keys().filter(|k| !named.contains(k)).copied().collect();
-            }
-            (state.checkpoint, state.void.iter().copied().collect())
-        };
-        let at = LogPosition { index: LogIndex(number), ..LogPosition::default() };
-        let mut records = Vec::with_capacity(rows.len() + 3);
-        for (key, row) in rows {
-            let mut head = key.to_le_bytes().to_vec();
-            head.extend_from_slice(&row);
-            records.push((Record { at, ..Record::of(Kind::Row, head) }, Note::Row { key, number }));
-        }
-        for keys in gone.chunks(10_000) {
-            let head = codec::encode(&codec::Gone { keys: keys.to_vec() });
-            records.push((Record { at, ..Record::of(Kind::Gone, head) }, Note::Gone(keys.to_vec())));
-        }
-        let mut parts = 0;
-        for bytes in tables.chunks(codec::TABLE_PART_BYTES) {
-            let head = codec::encode(&TablePart { part: parts, bytes: bytes.to_vec() });
-            records.push((Record { at, ..Record::of(Kind::Table, head) }, Note::Table { number }));
-            parts += 1;
-        }
-        let end = codec::encode(&CheckpointEnd { applied, parts, void });
-        records.push((Record { at, ..Record::of(Kind::CheckpointEnd, end) }, Note::CheckpointEnd));
-        self.send(Request { records, done: Some(done) });
     }
 
     /// Stores a body that came from another node, under the index of the entry that brought it there.
@@ -482,10 +441,7 @@ impl Log {
     /// of the entry, and another one may stand in its place.
     pub fn committed(&self) -> Option<LogPosition> {
         let state = self.inner.state();
-        let at = state.committed?;
-        let below = state.floor.is_some_and(|floor| at.index <= floor.index);
-        let same = state.slot(at.index).is_some_and(|slot| slot.term == at.term);
-        (below || same).then_some(at)
+        state.committed.filter(|at| state.has(*at))
     }
 
     /// The last purged position.

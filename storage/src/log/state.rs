@@ -121,8 +121,12 @@ pub(crate) struct LogState {
     pub(crate) checkpoint: u64,
     /// Segments with records of a checkpoint that is not complete yet: they are kept whatever else is in them.
     pub(crate) pending: BTreeSet<SegmentId>,
-    /// Numbers of checkpoints that a crash cut short.
+    /// Numbers of checkpoints that were cut short, by a crash or since nobody wanted them any more.
     pub(crate) void: BTreeSet<u64>,
+    /// Number of the replacement that was begun and not ended.
+    pub(crate) replacement: Option<u64>,
+    /// Number of the newest complete checkpoint.
+    pub(crate) complete: u64,
     pub(crate) dying: Vec<Dying>,
     /// Bodies that were taken from there and are being overwritten.
     pub(crate) being_erased: usize,
@@ -162,6 +166,13 @@ impl LogState {
 
     pub(crate) fn slot(&self, index: LogIndex) -> Option<&Slot> {
         self.slots.get(usize::try_from(index.0.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Whether the log has, or had until it was purged, exactly this entry.
+    pub(crate) fn has(&self, at: LogPosition) -> bool {
+        let below = self.floor.is_some_and(|floor| at.index <= floor.index);
+        let same = self.slot(at.index).is_some_and(|slot| slot.term == at.term);
+        below || same
     }
 
     pub(crate) fn slot_mut(&mut self, index: LogIndex) -> Option<&mut Slot> {
@@ -330,6 +341,8 @@ impl LogState {
 
     /// Voids entries from `from` on; their bodies die.
     pub(crate) fn truncate_from(&mut self, from: LogIndex) {
+        // What takes their place is in memory again.
+        self.evicted_to = self.evicted_to.min(from.0).max(self.first);
         while !self.slots.is_empty() && self.first + self.slots.len() as u64 > from.0 {
             let index = LogIndex(self.first + self.slots.len() as u64 - 1);
             let own = self.slots.back().map(|slot| slot.ticket);
@@ -385,6 +398,16 @@ impl LogState {
         }
     }
 
+    /// The number of a new checkpoint. A replacement that is not ended will never be.
+    pub(crate) fn begin_checkpoint(&mut self) -> u64 {
+        if let Some(given_up) = self.replacement.take() {
+            self.void.insert(given_up);
+            self.pending.clear();
+        }
+        self.checkpoint += 1;
+        self.checkpoint
+    }
+
     /// A row's record is on disk; it counts once its checkpoint is complete.
     pub(crate) fn row_written(&mut self, key: u128, number: u64, segment: SegmentId) {
         *self.row_copies.entry(key).or_default() += 1;
@@ -397,6 +420,7 @@ impl LogState {
     /// A checkpoint is complete: its rows replace older ones, its tables the older tables.
     pub(crate) fn checkpoint_complete(
         &mut self,
+        number: u64,
         rows: &[(u128, RowPlace)],
         gone: &[(u128, SegmentId)],
         tables: Vec<SegmentId>,
@@ -406,6 +430,7 @@ impl LogState {
                 self.drop_row(old.location);
             }
             self.add_row(place.location);
+            self.gone.remove(key);
         }
         for (key, segment) in gone {
             if let Some(old) = self.rows.remove(key) {
@@ -425,6 +450,7 @@ impl LogState {
             self.drop_live(old, 0);
         }
         self.pending.clear();
+        self.complete = number;
     }
 
     /// A body stands in another place as well. If it is still live that is its place, and the old one dies; if not, the new one.
@@ -515,7 +541,10 @@ impl LogState {
         let void = std::mem::take(&mut self.void);
         self.void = void
             .into_iter()
-            .filter(|number| self.segments.values().any(|s| s.checkpoints.contains(number)))
+            // Of one that was given up after the newest complete one, rows may still be on their way to the disk.
+            .filter(|number| {
+                *number > self.complete || self.segments.values().any(|s| s.checkpoints.contains(number))
+            })
             .collect();
         Some(segment)
     }
@@ -555,6 +584,28 @@ mod tests {
     use super::*;
     use crate::disk::Disk;
     use crate::disk::sim::SimDisk;
+
+    /// P8: entries that take the place of truncated ones leave memory as those did.
+    #[test]
+    fn p8_the_cache_is_bounded_after_a_truncation() {
+        let disk = SimDisk::new(2);
+        let mut state = LogState::default();
+        state.segments.insert(SegmentId(1), Segment::new(0, disk.create("segment-000000").unwrap()));
+        let body = bytes::Bytes::from(vec![1; 256 << 10]);
+        let append = |state: &mut LogState, term: u64, index: u64| {
+            let at = LogPosition { term: crate::position::Term(term), index: LogIndex(index) };
+            let ticket = state.push(&Entry { at, head: bytes::Bytes::new(), body: body.clone() });
+            let location =
+                Location { segment: SegmentId(1), offset: index as u32 * 4096, head_bytes: 0, body_bytes: 9 };
+            state.entry_written(at.index, ticket, location);
+            state.evict();
+        };
+        (1..600).for_each(|index| append(&mut state, 1, index));
+        assert!(state.cached_bytes <= CACHE_BYTES_MAX && state.cached_bytes > CACHE_BYTES_MAX / 2);
+        state.truncate_from(LogIndex(10));
+        (10..400).for_each(|index| append(&mut state, 2, index));
+        assert!(state.cached_bytes <= CACHE_BYTES_MAX, "{} MiB", state.cached_bytes >> 20);
+    }
 
     /// P1: a segment that was just opened holds nothing yet and is no spare one, though the writer has not said that it is active.
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! A crash at the worst moment leaves a batch of which any blocks may be missing. None of its waiters was told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +79,9 @@ struct Pending {
     tables: Vec<SegmentId>,
 }
 
+/// By the number of the checkpoint. One that is never ended is forgotten with the next that is.
+type AllPending = BTreeMap<u64, Pending>;
+
 pub(crate) struct Writer {
     pub(crate) inner: Arc<Inner>,
     pub(crate) active: SegmentId,
@@ -94,7 +97,7 @@ impl Writer {
     pub(crate) fn run(mut self, requests: Receiver<Request>) {
         let mut waiting: VecDeque<(Record, Tag)> = VecDeque::new();
         let mut bytes = Vec::with_capacity(BATCH_BYTES_MAX);
-        let mut pending = Pending::default();
+        let mut pending = AllPending::default();
         let mut marked = true;
         loop {
             if waiting.is_empty() {
@@ -135,11 +138,13 @@ impl Writer {
         &mut self,
         bytes: &mut Vec<u8>,
         waiting: &mut VecDeque<(Record, Tag)>,
-        pending: &mut Pending,
+        pending: &mut AllPending,
     ) -> Result<(), String> {
         let (file, start) = self.inner.active_end(self.active);
         let mut opening = Vec::new();
-        let committed = self.inner.state().committed;
+        // Not ahead of its entry, which may be in a later batch: it would say nothing after a crash between the two.
+        let committed = self.inner.state().committed.filter(|at| at.index.0 < self.written.next);
+        let committed = committed.or(self.written.committed);
         if committed != self.written.committed
             && let Some(at) = committed
         {
@@ -217,27 +222,30 @@ impl Writer {
                         state.pending.insert(location.segment);
                         state.row_written(key, number, location.segment);
                         let crc = crc32fast::hash(&p.record.head);
-                        pending.rows.push((key, RowPlace { location, crc }));
+                        pending.entry(number).or_default().rows.push((key, RowPlace { location, crc }));
                     }
                     Note::Gone(keys) => {
                         state.pending.insert(location.segment);
                         if let Some(segment) = state.segments.get_mut(&location.segment) {
                             segment.checkpoints.insert(at.index.0);
                         }
-                        pending.gone.extend(keys.into_iter().map(|k| (k, location.segment)));
+                        let gone = keys.into_iter().map(|k| (k, location.segment));
+                        pending.entry(at.index.0).or_default().gone.extend(gone);
                     }
                     Note::GoneAgain(keys) => state.gone_again(keys, location.segment),
                     Note::Table { number } => {
                         state.pending.insert(location.segment);
-                        pending.tables.push(location.segment);
+                        pending.entry(number).or_default().tables.push(location.segment);
                         if let Some(segment) = state.segments.get_mut(&location.segment) {
                             segment.checkpoints.insert(number);
                         }
                     }
                     Note::CheckpointEnd => {
-                        let Pending { rows, gone, mut tables } = std::mem::take(pending);
+                        let Pending { rows, gone, mut tables } =
+                            pending.remove(&at.index.0).unwrap_or_default();
+                        pending.retain(|number, _| *number > at.index.0);
                         tables.push(location.segment);
-                        state.checkpoint_complete(&rows, &gone, tables);
+                        state.checkpoint_complete(at.index.0, &rows, &gone, tables);
                     }
                 }
                 completions.extend(p.tag.done);
