@@ -115,6 +115,13 @@ impl Cluster {
         report.nodes.into_iter().filter(|(_, (_, node))| node.is_some()).map(|(id, _)| id).collect()
     }
 
+    /// A node that is new must not be needed from its first moment on: if it dies then, nobody could take it out again.
+    async fn answering_but(&self, new: u64) -> BTreeSet<u64> {
+        let mut answering = self.answering().await;
+        answering.remove(&new);
+        answering
+    }
+
     fn voting(&self, ids: &BTreeSet<u64>) -> BTreeMap<u64, Member> {
         self.members().into_iter().filter(|(id, _)| ids.contains(id)).collect()
     }
@@ -152,14 +159,13 @@ impl Cluster {
         }
         let mut after = self.voting(&voters);
         after.insert(id, member.clone());
-        let mut answering = self.answering().await;
-        if !members.contains_key(&id) {
-            answering.insert(id); // which is asked for below
-        }
-        if let Err(why) = can_go_on(&after, &answering)
+        if let Err(why) = can_go_on(&after, &self.answering_but(id).await)
             && !force
         {
-            return refused(format!("{why}; --force does it all the same"));
+            return refused(format!(
+                "without node {id}, {why}, so that all would depend on it at once: first take out the nodes that do not answer, with `cluster \
+                 remove`, or --force"
+            ));
         }
         let peer = Peer::new(self.inner.local.clone(), id, member.address.clone());
         if !members.contains_key(&id) {
@@ -193,11 +199,11 @@ impl Cluster {
             tokio::time::sleep(LOOK).await;
         }
         // It took a while: who answers now?
-        if let Err(why) = can_go_on(&after, &self.answering().await)
+        if let Err(why) = can_go_on(&after, &self.answering_but(id).await)
             && !force
         {
             return refused(format!(
-                "{why}; node {id} stays a learner, and --force gives it its vote all the same"
+                "without node {id}, {why}; it stays a learner, and --force gives it its vote all the same"
             ));
         }
         let new = BTreeSet::from([id]);
