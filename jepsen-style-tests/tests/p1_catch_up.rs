@@ -179,7 +179,8 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
         }
         nodes.stderr(asleep).contains(said)
     });
-    assert!(more >= 100 && history.iter().all(|s| s.outcome == Outcome::Ok), "{more}");
+    let other_than_ok: Vec<_> = history.iter().filter(|s| s.outcome != Outcome::Ok).take(5).collect();
+    assert!(more >= 100 && other_than_ok.is_empty(), "{more} more, of them {other_than_ok:?}");
     let stderr = nodes.stderr(asleep);
     let line = stderr.lines().find(|line| line.contains(said)).unwrap();
     let field = |name: &str| {

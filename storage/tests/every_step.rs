@@ -127,8 +127,15 @@ fn life(disk: &SimDisk, told: &mut Told) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// What a start says that it has: it may be asked for that from then on.
+#[derive(PartialEq, PartialOrd, Debug)]
+struct Claim {
+    last: Option<LogPosition>,
+    vote: Option<holdfast_storage::Term>,
+}
+
 /// What a start finds, after whatever went wrong.
-fn check(disk: &SimDisk, told: &Told, what: &str) {
+fn check(disk: &SimDisk, told: &Told, what: &str) -> Claim {
     let failures = std::sync::Arc::new(AtomicU64::new(0));
     let counted = failures.clone();
     let on_failure = std::sync::Arc::new(move |_: &str| {
@@ -148,6 +155,7 @@ fn check(disk: &SimDisk, told: &Told, what: &str) {
         }
     }
     let term = |vote: Option<Vote>| vote.map(|vote| vote.term);
+    let claim = Claim { last: log.last(), vote: term(log.vote()) };
     assert!(term(log.vote()) >= term(told.vote), "{what}: {:?} is not {:?}", log.vote(), told.vote);
     // A checkpoint that nobody was told of may stand as well: it has dropped a row at the most.
     let missing = told.rows.iter().filter(|(key, row)| log.row(**key).unwrap().as_deref() != Some(&row[..]));
@@ -169,14 +177,14 @@ fn check(disk: &SimDisk, told: &Told, what: &str) {
         assert!(!readable.contains(&(*term, *index)), "{what}: body {index} of term {term} can be read");
     }
     assert_eq!(failures.load(Ordering::SeqCst), 0, "{what}");
+    claim
 }
 
-/// Terms and indexes of the bodies that stand in any file.
+/// Terms and indexes of the bodies that stand in any file, for the system or on the medium.
 fn readable(disk: &SimDisk) -> BTreeSet<(u64, u64)> {
     let stamp = b"<the body of entry ";
     let mut found = BTreeSet::new();
-    for name in segments(disk) {
-        let contents = disk.contents(&name);
+    for contents in segments(disk).iter().flat_map(|name| [disk.contents(name), disk.medium(name)]) {
         let begins = contents.iter().enumerate().filter(|(_, octet)| **octet == b'<').map(|(n, _)| n);
         for from in begins.filter(|n| contents[*n..].starts_with(stamp)) {
             let digits = contents.get(from + stamp.len()..from + stamp.len() + 6).unwrap_or_default();
@@ -231,9 +239,33 @@ fn p2_each_operation_of_the_disk_may_fail_once() {
         if let Err(e) = &lived {
             assert!(matches!(e, OpenError::Io { .. }), "{what}: {e}");
         }
-        // What the system had not written goes as well.
+        disk.heal();
+        // The system goes on: what it shows of that operation may never have been written.
+        let claimed = check(&disk, &told, &format!("{what}, and the node starts again"));
         disk.crash();
-        check(&disk, &told, &what);
+        let found = check(&disk, &told, &format!("{what}, the node starts, and the power goes"));
+        assert_eq!(found, claimed, "{what}");
+    });
+}
+
+#[test]
+fn p2_a_node_may_be_killed_at_each_step_and_its_power_go_later() {
+    let count = operations();
+    cases(count, stride(), |n| {
+        let (disk, mut told) = (SimDisk::new(n + 3), Told::default());
+        disk.power_off_in(n);
+        drop(life(&disk, &mut told));
+        let what = format!("killed after step {n} of {count}");
+        disk.heal();
+        // It goes on, also in segments whose files it had made before.
+        let log = open_with(&disk, options()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        told.over = false;
+        let next = log.last().map_or(0, |last| last.index.0 + 1);
+        append(&log, &mut told, 9, next..next + 40);
+        assert!(!told.over, "{what}");
+        drop(log);
+        disk.crash();
+        check(&disk, &told, &format!("{what}, the node starts and goes on, and the power goes"));
     });
 }
 

@@ -128,10 +128,8 @@ impl SimDisk {
         }
         s.names = names.clone();
         s.synced_names = names;
-        s.power_off_in = None;
-        s.fail_sync_in = None;
-        s.fail_write_in = None;
-        s.fail_in = None;
+        drop(s);
+        self.heal();
     }
 
     /// The `n`th sync from now fails, and the blocks it covered count as clean although they are not on disk.
@@ -144,9 +142,16 @@ impl SimDisk {
         self.state().fail_write_in = Some(n);
     }
 
-    /// After `n` more operations that change something one fails, without having done anything.
+    /// After `n` more operations that change something one fails, without having done anything. If that is a sync, what it covered counts
+    /// as clean.
     pub fn fail_in(&self, n: u64) {
         self.state().fail_in = Some(n);
+    }
+
+    /// What was still to fail does not.
+    pub fn heal(&self) {
+        let mut s = self.state();
+        (s.fail_sync_in, s.fail_write_in, s.fail_in, s.power_off_in) = (None, None, None, None);
     }
 
     /// Operations that change something, so far.
@@ -201,10 +206,16 @@ impl SimDisk {
         })
     }
 
-    /// Names with their contents as the running system sees them.
+    /// A file's contents as the running system sees them.
     pub fn contents(&self, name: &str) -> Vec<u8> {
         let s = self.state();
         s.files[&s.names[name]].seen.clone()
+    }
+
+    /// A file's contents as a loss of power leaves them, if all goes that can.
+    pub fn medium(&self, name: &str) -> Vec<u8> {
+        let s = self.state();
+        s.files[&s.names[name]].synced.clone()
     }
 }
 
@@ -314,7 +325,12 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut s = self.disk.state();
-        s.step()?;
+        if let Err(e) = s.step() {
+            if s.power_off_in.is_none() {
+                s.files.get_mut(&self.id).expect("open files stay").dirty.clear();
+            }
+            return Err(e);
+        }
         s.syncs += 1;
         let fails = match &mut s.fail_sync_in {
             Some(n) if *n <= 1 => {

@@ -23,7 +23,7 @@ use crate::codec::{self, CheckpointEnd, Gone, Intent, Reset, TablePart, Vote};
 use crate::disk::Disk;
 use crate::erase::{overwrite, plan};
 use crate::error::{Damage, OpenError};
-use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::position::{Location, LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{self, Kind};
 
@@ -103,6 +103,8 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
         None => create_directory(disk, identity, segment_bytes)?,
     };
     check_owner(disk, identity, &superblock.contents)?;
+    // Names that a killed process had not synced yet are seen all the same.
+    disk.sync_dir().map_err(io("syncing the directory"))?;
     if let Some(reset) = superblock.contents.pending.filter(|reset| reset.void_but.is_some()) {
         return super::salvage::salvage(disk, identity, segment_bytes, &reset);
     }
@@ -124,10 +126,14 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
         super::segment::zero_from(&**file, from as u64, size).map_err(io("cutting a torn tail"))?;
     }
     // What was read may stand in the page cache alone: after a kill between write and sync, or after a failed sync, which
-    // leaves pages clean that were never written. It is written again and synced before anybody is told of it.
+    // leaves pages clean that were never written. It is written again and synced before anybody is told of it; so are the zeros behind
+    // it, as far as a batch may have reached there.
     for (id, segment) in state.segments.range(scanned.mark.0..) {
         let from = if *id == scanned.mark.0 { scanned.mark.1 as u64 / BLOCK_BYTES * BLOCK_BYTES } else { 0 };
-        let end = if *id == scanned.end.0 { scanned.end.1 } else { segment.end } as u64;
+        let end = match *id == scanned.end.0 {
+            true => (scanned.end.1 as u64 + BATCH_BYTES_MAX as u64).min(superblock.contents.segment_bytes),
+            false => segment.end as u64,
+        };
         if from < end {
             let mut bytes = vec![0; (end - from) as usize];
             let again = segment

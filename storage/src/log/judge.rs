@@ -27,7 +27,8 @@ pub(super) struct Scanned {
     /// A torn or ambiguous tail to be zeroed.
     pub(super) cut: Option<(SegmentId, u32)>,
     pub(super) ambiguous: bool,
-    /// Ranges under an intent that a crash left unerased.
+    /// Ranges under an intent that a crash left unerased, or may have: those of the newest intents, whatever is read there. If
+    /// their sync failed the zeros may stand in the page cache alone.
     pub(super) redo: BTreeMap<SegmentId, Vec<plan::Range>>,
     /// What is lost of what counts.
     pub(super) damage: Damage,
@@ -134,6 +135,7 @@ pub(super) fn scan_all(
         intents.entry(intent.segment).or_default().extend(intent.ranges);
     }
     intents.values_mut().for_each(plan::merge);
+    let again = newest_intents(&scans)?;
     // What stands before a reset is void but for its bodies: what is wrong there was dealt with.
     let mut counts_from = SegmentId(0);
     for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Reset) {
@@ -200,7 +202,9 @@ pub(super) fn scan_all(
         }
         for found in &scan.records {
             let range = (found.location.body_offset() as u32, found.location.body_bytes);
-            if range.1 > 0 && !found.body_zeroed && plan::covers(erased, range) {
+            let may_be_left =
+                !found.body_zeroed || again.get(&id).is_some_and(|list| plan::covers(list, range));
+            if range.1 > 0 && may_be_left && plan::covers(erased, range) {
                 scanned.redo.entry(id).or_default().push(range);
             }
             if !found.body_intact && !plan::covers(erased, range) {
@@ -215,6 +219,28 @@ pub(super) fn scan_all(
         scanned.records.extend(scan.records);
     }
     Ok(scanned)
+}
+
+/// The ranges of the last round of erasing: nothing says that it was synced. Each round before it was, or there would be no other.
+fn newest_intents(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, Vec<plan::Range>>, OpenError> {
+    let mut ranges: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
+    for found in scans.iter().rev().flat_map(|(_, scan)| scan.records.iter().rev()) {
+        match found.kind {
+            Kind::Intent => {
+                let intent: Intent = decode("intent", found)?;
+                ranges.entry(intent.segment).or_default().extend(intent.ranges);
+            }
+            // The intents of a round follow each other, whatever a new batch or segment opens with between them.
+            Kind::Entry | Kind::Body | Kind::Row | Kind::Gone | Kind::Table | Kind::CheckpointEnd
+                if !ranges.is_empty() =>
+            {
+                break;
+            }
+            _ => {}
+        }
+    }
+    ranges.values_mut().for_each(plan::merge);
+    Ok(ranges)
 }
 
 /// Whether the last vote and the last entry that were written are certainly among what is left: the newest segment has its head, which is

@@ -280,6 +280,11 @@ impl LogState {
         matches!(self.bodies.get(&index), Some((_, Some(place))) if *place == location)
     }
 
+    /// Whether a live body is this one and stands there.
+    pub(crate) fn is_body(&self, index: LogIndex, ticket: Ticket, location: Location) -> bool {
+        self.bodies.get(&index) == Some(&(ticket, Some(location)))
+    }
+
     /// A body as it is in memory, if it is still there, to be written to another place as well.
     pub(crate) fn cached_body(&self, index: LogIndex) -> Option<(LogPosition, Ticket, Bytes)> {
         let slot = self.slot(index)?;

@@ -107,7 +107,7 @@ impl Writer {
                     receive(&requests, IDLE_MARK)
                 };
                 match next {
-                    Ok(request) => enqueue(&mut waiting, request),
+                    Ok(request) => self.enqueue(&mut waiting, request),
                     Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => {} // an empty batch: just the mark
                 }
@@ -116,7 +116,7 @@ impl Writer {
             while queued < BATCH_BYTES_MAX {
                 let Ok(request) = requests.try_recv() else { break };
                 queued += request.records.iter().map(|(r, _)| r.stored_bytes()).sum::<usize>();
-                enqueue(&mut waiting, request);
+                self.enqueue(&mut waiting, request);
             }
             marked = waiting.is_empty();
             if let Err(e) = self.commit(&mut bytes, &mut waiting, &mut pending) {
@@ -288,6 +288,19 @@ impl Writer {
         records
     }
 
+    /// A copy of a body that is no longer live is not written: behind an entry that took the place of its own, the fold would take it
+    /// for that one's.
+    fn enqueue(&self, waiting: &mut VecDeque<(Record, Tag)>, mut request: Request) {
+        if request.records.iter().any(|(_, note)| matches!(note, Note::MovedBody(..))) {
+            let state = self.inner.state();
+            request.records.retain(|(record, note)| match note {
+                Note::MovedBody(ticket, from) => state.is_body(record.at.index, *ticket, *from),
+                _ => true,
+            });
+        }
+        enqueue(waiting, request);
+    }
+
     /// Goes on in a new segment. Its file is zeroed and synced, and the superblock names it, before anything is written.
     fn roll(&mut self, end: u32) -> Result<(), String> {
         let io = |e: std::io::Error| format!("opening a new segment: {e}");
@@ -333,5 +346,59 @@ fn enqueue(waiting: &mut VecDeque<(Record, Tag)>, request: Request) {
             }
             None => done(Ok(())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Entry, Identity, Log, Options};
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::position::Term;
+    use crate::sync::mpsc::channel;
+
+    fn open(disk: &SimDisk) -> Log {
+        let options = Options {
+            segment_bytes: 4 << 20,
+            move_below_percent: 0,
+            scrub_bytes_per_second: 0,
+            on_erased: Arc::new(|_| {}),
+            on_failure: Arc::new(|_| {}),
+        };
+        let identity = Identity { cluster: "c".into(), node: 1 };
+        Log::open(Arc::new(disk.clone()), identity, options).expect("a sound directory").0
+    }
+
+    fn entry(term: u64, body: &'static [u8]) -> Entry {
+        let at = LogPosition { term: Term(term), index: LogIndex(0) };
+        Entry { at, head: "head".into(), body: body.into() }
+    }
+
+    /// The scrub read a rotten body, whose octets were still in memory, just before its entry was truncated: its copy comes after the entry
+    /// that took its place.
+    #[test]
+    fn p7_a_copy_that_comes_late_is_not_taken_for_another_entrys_body() {
+        let disk = SimDisk::new(1);
+        let log = open(&disk);
+        log.append(vec![entry(1, b"of the first leader")], Box::new(|_| {}));
+        let (tell, told) = channel();
+        log.append(vec![], Box::new(move |result| drop(tell.send(result))));
+        told.recv().expect("told").expect("durable");
+        let (ticket, place) = log.inner.state().bodies[&LogIndex(0)];
+        log.truncate_from(LogIndex(0));
+        log.append(vec![entry(2, b"of the second leader")], Box::new(|_| {}));
+        let Entry { at, body, .. } = entry(1, b"of the first leader");
+        let copy = Record { kind: Kind::Body, at, head: Default::default(), body };
+        let (tell, told) = channel();
+        log.send(Request {
+            records: vec![(copy, Note::MovedBody(ticket, place.expect("it is on disk")))],
+            done: Some(Box::new(move |result| drop(tell.send(result)))),
+        });
+        told.recv().expect("told").expect("durable");
+        drop(log);
+        let body = open(&disk).body(LogIndex(0));
+        assert_eq!(body.ok().as_deref(), Some(&b"of the second leader"[..]));
     }
 }
