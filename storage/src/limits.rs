@@ -1,7 +1,7 @@
 //! Pure. The bounds of the log, and how they depend on each other.
 
-/// Tests that go through many schedules of the threads (`storage/interleavings`) want the bounds to be met soon.
-const SMALL: bool = cfg!(feature = "shuttle");
+/// Tests that go through many schedules or lives (`storage/interleavings`) want the bounds to be met soon.
+const SMALL: bool = cfg!(feature = "small");
 
 /// Batches begin and end on this boundary, so that a torn block never holds acknowledged bytes.
 pub const BLOCK_BYTES: u64 = 4096;

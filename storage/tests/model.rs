@@ -1,6 +1,10 @@
 //! The log against a plain model: whatever is done to it, and whenever the power goes, what is found again is the state after
 //! some operation at or after the last one whose completion ran. The simulated disk keeps any subset of unsynced blocks.
+//!
+//! `storage/interleavings` builds it with small limits, which makes a life short: for many lives.
 
+// Where a test decides which thread goes on, nobody runs this.
+#![cfg(not(feature = "shuttle"))]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -12,9 +16,9 @@ use std::sync::{Arc, Mutex};
 use holdfast_storage::codec::Vote;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::index::sim::{Lie, SimShelf};
+use holdfast_storage::limits::{BODY_BYTES_MAX, SEGMENT_BYTES_MIN};
 use holdfast_storage::{
-    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, ReadError, Recovered,
-    Rows, Term,
+    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Rows, Term,
 };
 use proptest::prelude::*;
 
@@ -55,7 +59,7 @@ enum Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        12 => prop_oneof![Just(0usize), 1usize..6000, Just(262_144)].prop_map(|body| Operation::Append { body }),
+        12 => prop_oneof![Just(0usize), 1usize..6000, Just(BODY_BYTES_MAX)].prop_map(|body| Operation::Append { body }),
         2 => (0usize..5).prop_map(|keep| Operation::Truncate { keep }),
         2 => Just(Operation::Vote),
         2 => (0u8..4, 0u8..3).prop_map(|(rows, gone)| Operation::Checkpoint { rows, gone }),
@@ -187,7 +191,10 @@ impl Run {
                     .collect();
                 let gone: Vec<u128> = model.rows.keys().take(*gone as usize).copied().collect();
                 self.rows.as_ref().unwrap().gone(gone.clone());
-                let tables = vec![self.counter as u8; (self.counter as usize * 977) % 600_000];
+                let tables = vec![
+                    self.counter as u8;
+                    (self.counter as usize * 977) % (SEGMENT_BYTES_MIN as usize / 7)
+                ];
                 let checkpoint =
                     Checkpoint { applied, rows: rows.clone(), gone: gone.clone(), tables: tables.clone() };
                 self.log().checkpoint(checkpoint, self.done());
@@ -366,232 +373,4 @@ proptest! {
         run.restart(true);
         run.restart(false);
     }
-}
-
-/// P2: a sync that failed ends the log. Nothing after it is acknowledged, and it is never tried again.
-#[test]
-fn p2_a_failed_sync_ends_the_log() {
-    let disk = SimDisk::new(1);
-    let failed = Arc::new(Mutex::new(None));
-    let told = failed.clone();
-    let options = Options {
-        move_below_percent: 60,
-        scrub_bytes_per_second: 0,
-        segment_bytes: 4 << 20,
-        on_erased: Arc::new(|_| {}),
-        on_failure: Arc::new(move |why| *told.lock().unwrap() = Some(why.to_owned())),
-    };
-    let identity = Identity { cluster: "test".into(), node: 1 };
-    let (log, _) = Log::open(Arc::new(disk.clone()), identity, options).unwrap();
-    // The spare segment's zeroing syncs too; wait until its file is there, and below until all is quiet.
-    while !holdfast_storage::disk::Disk::list(&disk).unwrap().iter().any(|name| name == "segment-000001") {
-        std::thread::yield_now();
-    }
-    let append = |index: u64| {
-        let (tell, told) = channel();
-        let at = LogPosition { term: Term(1), index: LogIndex(index) };
-        let entry = Entry { at, head: Bytes::from_static(b"h"), body: Bytes::from_static(b"b") };
-        log.append(vec![entry], Box::new(move |r| drop(tell.send(r))));
-        told.recv().unwrap()
-    };
-    append(0).unwrap();
-    let quiet = std::time::Duration::from_millis(300);
-    std::thread::sleep(quiet);
-    disk.fail_sync_in(1);
-    assert!(append(1).is_err(), "the failed sync is reported");
-    assert!(append(2).is_err(), "and nothing is acknowledged after it");
-    assert!(failed.lock().unwrap().as_deref().is_some_and(|why| why.contains("fdatasync")));
-}
-
-/// P3 for one node: what was erased stands in no file, and stays erased over a crash at every write of the erasure.
-#[test]
-fn p3_an_erased_body_stays_erased_wherever_power_goes() {
-    for steps in 0..12 {
-        let disk = SimDisk::new(steps);
-        let (log, _) = open(&disk);
-        let canary = b"canary-5c1f0e-canary".repeat(300);
-        let (tell, told) = channel();
-        for index in 0..4u64 {
-            let at = LogPosition { term: Term(1), index: LogIndex(index) };
-            let body = if index == 2 { canary.clone() } else { vec![b'x'; 5000] };
-            let tell = tell.clone();
-            let entry = Entry { at, head: Bytes::from_static(b"head"), body: body.into() };
-            log.append(vec![entry], Box::new(move |r| drop(tell.send(r))));
-            told.recv().unwrap().unwrap();
-        }
-        assert!(disk.contains(b"canary-5c1f0e"));
-        disk.power_off_in(steps);
-        log.erase(LogIndex(2));
-        // Wait for the erasure or for the power to go.
-        for _ in 0..60 {
-            if !disk.contains(b"canary-5c1f0e") {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        drop(log);
-        disk.crash();
-        let (log, _) = open(&disk);
-        // A node that was down erases what it finds dead before it serves.
-        let live = [0, 1, 3].map(LogIndex).into();
-        log.erase_all_but(&live, LogIndex(3));
-        let deadline = 400;
-        for n in 0.. {
-            if !disk.contains(b"canary-5c1f0e") {
-                break;
-            }
-            assert!(n < deadline, "power off after {steps} steps: the canary is still there");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        for index in [0, 1, 3] {
-            assert_eq!(log.body(LogIndex(index)).unwrap().len(), 5000, "its neighbours are untouched");
-        }
-        log.check();
-    }
-}
-
-/// P9: a flipped bit in synced bytes is never taken for data, and never silently skipped. In a header or a head it keeps the log
-/// from being opened; in a body it makes that body one that is lost.
-#[test]
-fn p9_rot_below_the_mark_is_refused_loudly() {
-    // From the first octet of a body: header, head, body.
-    for (from_body, bit, in_body) in
-        [(-60, 0, false), (-30, 7, false), (-2, 3, false), (0, 1, true), (8999, 7, true)]
-    {
-        let disk = SimDisk::new(7);
-        let (log, _) = open(&disk);
-        for index in 0..3u64 {
-            let at = LogPosition { term: Term(1), index: LogIndex(index) };
-            let (tell, told) = channel();
-            let entry = Entry { at, head: Bytes::from_static(b"head"), body: vec![b'x'; 9000].into() };
-            log.append(vec![entry], Box::new(move |r| drop(tell.send(r))));
-            told.recv().unwrap().unwrap();
-        }
-        drop(log);
-        let contents = disk.contents("segment-000000");
-        let body = contents.windows(50).position(|window| window == [b'x'; 50]).unwrap();
-        let offset = (body as i64 + from_body) as u64;
-        disk.flip("segment-000000", offset, bit);
-        let options = Options { move_below_percent: 60, ..common::options() };
-        let identity = Identity { cluster: "test".into(), node: 1 };
-        match Log::open(Arc::new(disk.clone()), identity, options) {
-            Err(OpenError::Lost(_)) => assert!(!in_body, "offset {offset}"),
-            Err(e) => panic!("{e}"),
-            Ok((log, _)) => {
-                assert!(in_body, "offset {offset} bit {bit}: rot was taken for data");
-                let lost = log.lost();
-                assert_eq!(lost.len(), 1);
-                assert!(matches!(log.body(lost[0].index), Err(ReadError::Damaged { .. })));
-                assert!(log.entries(0..9, usize::MAX).is_err(), "nobody gets it as an entry without a body");
-                assert!(!log.has_body(lost[0].index));
-            }
-        }
-    }
-}
-
-fn entry(index: u64, term: u64, body: &'static [u8]) -> Entry {
-    let at = LogPosition { term: Term(term), index: LogIndex(index) };
-    Entry { at, head: Bytes::from_static(b"h"), body: Bytes::from_static(body) }
-}
-
-fn append(log: &Log, entries: Vec<Entry>) {
-    let (tell, told) = channel();
-    log.append(entries, Box::new(move |r| drop(tell.send(r))));
-    told.recv().unwrap().unwrap();
-}
-
-/// P6, P7: a committed position that reached the disk before its entry does not commit another leader's entry in its place.
-#[test]
-fn p7_a_committed_position_counts_only_with_its_entry() {
-    let disk = SimDisk::new(3);
-    let (log, _) = open(&disk);
-    append(&log, (0..3).map(|n| entry(n, 4, b"")).collect());
-    log.save_committed(LogPosition { term: Term(5), index: LogIndex(2) });
-    append(&log, vec![entry(3, 4, b"")]);
-    drop(log);
-    let (log, _) = open(&disk);
-    assert_eq!(log.committed(), None, "entry 2 of term 4 was never said to be committed");
-    log.save_committed(LogPosition { term: Term(4), index: LogIndex(1) });
-    append(&log, vec![entry(4, 4, b"")]);
-    drop(log);
-    let (log, _) = open(&disk);
-    assert_eq!(log.committed(), Some(LogPosition { term: Term(4), index: LogIndex(1) }));
-    // Said of an entry that is still to come, which a crash may take: what was said before counts.
-    log.save_committed(LogPosition { term: Term(4), index: LogIndex(40) });
-    append(&log, vec![entry(5, 4, b"")]);
-    log.save_committed(LogPosition { term: Term(5), index: LogIndex(3) });
-    append(&log, vec![entry(6, 4, b"")]);
-    drop(log);
-    let (log, _) = open(&disk);
-    assert_eq!(log.committed(), Some(LogPosition { term: Term(4), index: LogIndex(1) }));
-}
-
-/// P1: a body that was fetched for a snapshot is not the one of the entry that is truncated, before and after a restart.
-#[test]
-fn p1_truncation_spares_a_fetched_body() {
-    let disk = SimDisk::new(4);
-    let (log, _) = open(&disk);
-    append(&log, (0..4).map(|n| entry(n, 4, b"old")).collect());
-    let (tell, told) = channel();
-    let at = LogPosition { term: Term(5), index: LogIndex(2) };
-    log.store_body(at, Bytes::from_static(b"fetched"), Box::new(move |r| drop(tell.send(r))));
-    told.recv().unwrap().unwrap();
-    log.truncate_from(LogIndex(1));
-    append(&log, vec![entry(1, 5, b"new")]);
-    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"fetched"[..]);
-    assert!(log.body(LogIndex(3)).is_err());
-    log.check();
-    drop(log);
-    let (log, _) = open(&disk);
-    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"fetched"[..]);
-    assert!(log.body(LogIndex(3)).is_err());
-    // An entry with a body takes the index over; the fetched one dies, and is erased.
-    append(&log, vec![entry(2, 5, b"newer")]);
-    assert_eq!(log.body(LogIndex(2)).unwrap(), &b"newer"[..]);
-    for n in 0.. {
-        if !disk.contains(b"fetched") {
-            break;
-        }
-        assert!(n < 400, "the fetched body is still there");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    log.check();
-}
-
-/// P2: what a restart reads is durable before anybody is told of it, though it stood in the page cache alone.
-#[test]
-fn p2_the_tail_is_synced_again_at_the_start() {
-    for seed in 0..8 {
-        let disk = SimDisk::new(seed);
-        let (log, _) = open(&disk);
-        append(&log, vec![entry(0, 1, b"a")]);
-        // The next sync fails and leaves the pages clean: a process that starts now sees what no later sync would write.
-        std::thread::sleep(std::time::Duration::from_millis(250));
-        disk.fail_sync_in(1);
-        let (tell, told) = channel();
-        log.append(vec![entry(1, 1, b"b")], Box::new(move |r| drop(tell.send(r))));
-        assert!(told.recv().unwrap().is_err());
-        drop(log);
-        let (log, _) = open(&disk);
-        let seen = log.last();
-        drop(log);
-        disk.crash();
-        let (log, _) = open(&disk);
-        assert_eq!(log.last(), seen, "seed {seed}: what the first start took for durable is durable");
-    }
-}
-
-/// A directory without a superblock is refused, and nothing in it is touched.
-#[test]
-fn p9_segments_without_a_superblock_are_refused_untouched() {
-    let disk = SimDisk::new(5);
-    let (log, _) = open(&disk);
-    append(&log, vec![entry(0, 1, b"precious")]);
-    drop(log);
-    holdfast_storage::disk::Disk::remove(&disk, "superblock").unwrap();
-    let before = disk.contents("segment-000000");
-    let options = Options { move_below_percent: 60, ..common::options() };
-    let identity = Identity { cluster: "test".into(), node: 1 };
-    assert!(Log::open(Arc::new(disk.clone()), identity, options).is_err());
-    assert_eq!(disk.contents("segment-000000"), before);
 }

@@ -17,7 +17,7 @@ use holdfast_storage::{
 };
 
 /// The smallest segment.
-pub(crate) const SEGMENT: u64 = 4 << 20;
+pub(crate) const SEGMENT: u64 = holdfast_storage::limits::SEGMENT_BYTES_MIN;
 
 pub(crate) fn identity() -> Identity {
     Identity { cluster: "test".into(), node: 1 }
