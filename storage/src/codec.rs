@@ -139,3 +139,39 @@ pub struct CheckpointEnd {
 
 /// Largest piece of the small tables that goes into one record.
 pub const TABLE_PART_BYTES: usize = HEAD_BYTES_MAX / 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands in a data directory is read by every later version: these octets are never to change.
+    fn holds<T: Encode + Decode<()> + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+        let golden = include_str!("../testdata/golden.txt")
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let octets = encode(value);
+        let hex: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+        assert_eq!(Some(&hex[..]), golden, "{name}");
+        assert_eq!(&decode::<T>("sample", &octets).expect("what was encoded"), value);
+    }
+
+    #[test]
+    fn golden_heads() {
+        let at = |term, index| LogPosition { term: Term(term), index: LogIndex(index) };
+        let vote = Vote { term: Term(300), node: 2, committed: true };
+        holds("first-segment-head", &SegmentHead { cluster: "example".into(), node: 3, previous: None });
+        let previous = Some((SegmentId(70_000), 4096));
+        holds("segment-head", &SegmentHead { cluster: "example".into(), node: 3, previous });
+        holds("mark", &Mark { synced: (SegmentId(9), 8192) });
+        holds("vote", &vote);
+        holds("intent", &Intent { segment: SegmentId(9), ranges: vec![(64, 9000), (70_000, 1 << 20)] });
+        holds("tombstones", &Gone { keys: vec![1, 1 << 79] });
+        holds(
+            "reset",
+            &Reset { vote: Some(vote), last: Some(at(300, 1 << 33)), void_but: Some(LogIndex(251)) },
+        );
+        holds("doubt", &Reset { last: Some(at(1, 250)), ..Reset::default() });
+        holds("table", &TablePart { part: 2, bytes: b"octets".to_vec() });
+        holds("checkpoint", &CheckpointEnd { applied: at(7, 70_000), parts: 3, void: vec![4, 300] });
+    }
+}
