@@ -361,6 +361,31 @@ fn p9_a_salvage_that_power_cuts_short_is_done_again() {
     }
 }
 
+/// A salvage is over when it returns: what the node promises then outlives a loss of power, and no other salvage.
+#[test]
+fn p1_what_is_promised_after_a_salvage_stays_promised() {
+    for seed in 0..8 {
+        let disk = SimDisk::new(seed);
+        let written = write(&disk, &[90_000; 50]);
+        let names = segments(&disk);
+        let needle = stamp(4);
+        let contents = disk.contents(&names[0]);
+        let place = contents.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap();
+        disk.flip(&names[0], place as u64 - 30, 1);
+        let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("not noticed") };
+        let reset =
+            Reset { vote: damage.vote, last: damage.last, void_but: damage.committed.map(|at| at.index) };
+        let (log, _) = Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).unwrap();
+        let vote = Vote { term: Term(1000), node: 2, committed: false };
+        wait(&log, |done| log.save_vote(vote, done));
+        disk.power_off_in(0);
+        drop(log);
+        disk.crash();
+        let log = open(&disk).unwrap();
+        assert_eq!((log.vote(), log.doubt()), (Some(vote), Some(written.last)), "seed {seed}");
+    }
+}
+
 /// What was written last is in a hole, and behind it stands a segment that is whole: that the end is whole as well is not to be
 /// believed.
 #[test]
@@ -418,6 +443,39 @@ fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
     file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
     file.sync_data().unwrap();
     assert!(matches!(open(&disk), Err(OpenError::Lost(_))));
+}
+
+/// The newest segment's file turns into zeros or into an older self while the node is down. Its records end cleanly; where they end at
+/// least stands elsewhere.
+#[test]
+fn p9_a_newest_segment_that_is_short_of_what_was_synced_is_noticed() {
+    for (is_closed, is_zeroed) in [(true, true), (true, false), (false, true), (false, false)] {
+        let disk = SimDisk::new(31);
+        let log = open(&disk).unwrap();
+        let append = |index| {
+            let entry = Entry { at: at(index), head: Bytes::from_static(b"head"), body: body(index, 9000) };
+            wait(&log, |done| log.append(vec![entry], done));
+        };
+        (0..3).for_each(append);
+        let older = disk.contents("segment-000000");
+        (3..6).for_each(append);
+        if !is_closed {
+            // Not longer ago than this: `erase` says it to the superblock.
+            std::thread::sleep(Duration::from_millis(2500));
+            disk.power_off_in(0);
+        }
+        drop(log);
+        disk.crash();
+        let whole = disk.contents("segment-000000");
+        let zeros = vec![0; older.len()];
+        overwrite(&disk, "segment-000000", if is_zeroed { &zeros } else { &older }, 0);
+        match open(&disk) {
+            Err(OpenError::Lost(damage)) => assert!(!damage.end_is_whole, "a vote may be lost as well"),
+            other => panic!("closed {is_closed}, zeros {is_zeroed}: {:?}", other.err()),
+        }
+        overwrite(&disk, "segment-000000", &whole, 0);
+        assert_eq!(open(&disk).unwrap().last(), Some(at(5)));
+    }
 }
 
 /// A tail that may have held more than is found is cut, and each open says so until somebody was asked what it was.

@@ -30,6 +30,9 @@ const ROUND: Duration = Duration::from_millis(100);
 /// A segment that could not be emptied is looked at again after so many rounds.
 const TRY_AGAIN_ROUNDS: u64 = 600;
 
+/// How far the log is synced is written to the superblock after so many rounds.
+const NOTE_END_ROUNDS: u64 = 10;
+
 /// What is being moved.
 #[derive(Default)]
 struct Moving {
@@ -58,6 +61,9 @@ impl Eraser {
                 return;
             }
             result = self.erase_and_recycle().and_then(|()| self.relocate(&mut moving));
+            if result.is_ok() && moving.rounds.is_multiple_of(NOTE_END_ROUNDS) {
+                result = self.inner.note_end().map_err(|e| format!("superblock: {e}"));
+            }
         }
         if let Err(why) = result {
             self.inner.fail(&why);

@@ -76,7 +76,7 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
         });
     };
     let mut state = LogState::default();
-    let scanned = scan_all(disk, &superblock.contents, &mut state)?;
+    let scanned = scan_all(disk, &superblock.contents, superblock.end, &mut state)?;
     scanned.check(disk)?;
     let lost_bodies = scanned.lost.len() as u64;
     let records = scanned.records.len() as u64;
@@ -109,7 +109,7 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
         return super::salvage::salvage(disk, identity, segment_bytes, &reset);
     }
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &superblock.contents, &mut state)?;
+    let mut scanned = scan_all(disk, &superblock.contents, superblock.end, &mut state)?;
     note_strange_segments(disk, &superblock.contents, &mut scanned)?;
     // A tail that was cut where it was ambiguous looks whole.
     scanned.damage.end_is_whole &= superblock.contents.pending.is_none();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::fold::decode;
 use super::recovery::{self, Found, Scan, Verdict};
 use super::state::{LogState, Segment};
-use super::superblock::Contents;
+use super::superblock::{Contents, End};
 use crate::codec::{self, Intent, Reset, SegmentHead, Vote};
 use crate::disk::{Disk, DiskFile};
 use crate::erase::plan;
@@ -96,6 +96,7 @@ pub(super) fn read_segment(file: &dyn DiskFile, size: u64) -> (Vec<u8>, Vec<(u32
 pub(super) fn scan_all(
     disk: &dyn Disk,
     contents: &Contents,
+    end: Option<End>,
     state: &mut LogState,
 ) -> Result<Scanned, OpenError> {
     let mut scans: Vec<(SegmentId, Scan)> = Vec::new();
@@ -129,6 +130,7 @@ pub(super) fn scan_all(
     // A superblock that was made from segments of which none could be told names none.
     let newest = scans.last().map_or(SegmentId(0), |(id, _)| *id);
     let mark = scans.iter().map(|(_, scan)| recovery::highest_mark(&scan.records)).max().unwrap_or_default();
+    let mark = mark.max(end.unwrap_or_default());
     let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
         let intent: Intent = decode("intent", found)?;
@@ -217,6 +219,11 @@ pub(super) fn scan_all(
         }
         scanned.end = (id, scan.end);
         scanned.records.extend(scan.records);
+    }
+    if let Some(end) = end.filter(|end| scanned.end < *end) {
+        scanned.damage.end_is_whole = false;
+        let why = format!("the log ends here, and was synced up to segment {} offset {}", end.0, end.1);
+        scanned.damage.note(format!("segment {} offset {}", scanned.end.0, scanned.end.1), why);
     }
     Ok(scanned)
 }

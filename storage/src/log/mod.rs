@@ -211,8 +211,9 @@ impl Log {
         disk: Arc<dyn Disk>,
         identity: Identity,
         options: Options,
-        opened: fold::Opened,
+        mut opened: fold::Opened,
     ) -> Result<(Log, Recovered), OpenError> {
+        opened.state.synced = opened.synced;
         let inner = Arc::new(Inner {
             segment_bytes: opened.superblock.contents.segment_bytes,
             disk,
@@ -489,6 +490,11 @@ impl Drop for Log {
             if thread.join().is_err() {
                 tracing::error!("a thread of the log panicked");
             }
+        }
+        if self.inner.state().failed.is_none()
+            && let Err(error) = self.inner.note_end()
+        {
+            tracing::warn!(%error, "the superblock does not say where the log ends");
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn salvage(
     };
     check_owner(disk, identity, &contents)?;
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &contents, &mut state)?;
+    let mut scanned = scan_all(disk, &contents, None, &mut state)?;
     let size = contents.segment_bytes;
     let mut unreadable = std::mem::take(&mut scanned.holes);
     unreadable.extend(scanned.cut.take().map(|(id, from)| (id, from, size as u32)));

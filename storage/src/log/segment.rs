@@ -135,6 +135,17 @@ impl Inner {
         }
     }
 
+    /// Writes to the superblock how far the log is synced, if that is further than it says.
+    pub(crate) fn note_end(&self) -> std::io::Result<()> {
+        let synced = Some(self.state().synced);
+        let mut superblock = self.superblock();
+        if superblock.end >= synced {
+            return Ok(());
+        }
+        superblock.end = synced;
+        superblock.store()
+    }
+
     /// What the superblock said was still to be done is done, if it is that.
     pub(crate) fn end_pending(&self, is_that: impl Fn(&Reset) -> bool) -> std::io::Result<()> {
         let mut superblock = self.superblock();

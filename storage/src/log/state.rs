@@ -142,6 +142,8 @@ pub(crate) struct LogState {
     /// The segment of the record that voids what stands before it: kept as long as anything does.
     pub(crate) reset: Option<SegmentId>,
     pub(crate) next_ticket: Ticket,
+    /// The log is synced up to here.
+    pub(crate) synced: (SegmentId, u32),
     cached_bytes: usize,
     evicted_to: u64,
     pub(crate) failed: Option<String>,

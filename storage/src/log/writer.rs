@@ -184,6 +184,7 @@ impl Writer {
         let mut completions = Vec::new();
         {
             let mut state = self.inner.state();
+            state.synced = self.synced;
             if let Some(segment) = state.segments.get_mut(&self.active) {
                 segment.end = end;
             }
@@ -310,6 +311,7 @@ impl Writer {
             superblock.contents.newest.0 += 1;
             let id = superblock.contents.newest;
             superblock.contents.segments.push((id, slot));
+            superblock.end = Some(self.synced);
             superblock.store().map_err(|e| format!("superblock: {e}"))?;
             id
         };
