@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod deliver;
 pub mod demo;
+pub mod leaving;
 pub mod live;
 pub mod maillog;
 pub mod node;

@@ -36,7 +36,7 @@ use crate::receive::session::Settings as SessionSettings;
 use crate::reload::Reload;
 use crate::schedule;
 use crate::smtp::address::Mailbox;
-use crate::{room, upgrade};
+use crate::{leaving, room, upgrade};
 
 /// A node may take this long to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(25);
@@ -151,6 +151,7 @@ async fn serve(
     let reserve = config.storage.reserve_bytes.0;
     let room = room::run(cluster.clone(), queue.clone(), delivery.clone(), reserve);
     let room = tokio::spawn(room);
+    let leaving = tokio::spawn(leaving::run(cluster.clone(), delivery.clone()));
     let admin = Arc::new(Admin {
         cluster: cluster.clone(),
         queue: queue.clone(),
@@ -176,6 +177,7 @@ async fn serve(
     stop_signal(Reload { file, config, peer_tls, admin_tls, admin, log, doors, listeners }).await?;
     tracing::info!("stopping");
     room.abort();
+    leaving.abort();
     let stop = async {
         draining.send_replace(true);
         delivery.drain(STOP / 2).await;

@@ -8,6 +8,7 @@ use holdfast_storage::LogIndex;
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::{ClientWriteResponse, Precondition};
 
 use crate::clock;
 use crate::cluster::{Cluster, NodeReport};
@@ -15,7 +16,7 @@ use crate::limits::REQUEST;
 use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Past, Request};
 use crate::placement::{Member, frontier, is_placed};
-use crate::types::{Raft, TypeConfig, position};
+use crate::types::{LogId, Raft, TypeConfig, position};
 
 /// Entries that a new member may be behind when it gets its vote: what comes in while that is agreed on.
 const NEARLY: u64 = 1000;
@@ -109,6 +110,13 @@ fn may_come(
     }
 }
 
+/// A change of the membership that has begun.
+struct Change<'a> {
+    _one: tokio::sync::MutexGuard<'a, ()>,
+    /// Where the membership stands that it was decided upon.
+    known: Option<LogId>,
+}
+
 impl Cluster {
     async fn answering(&self) -> BTreeSet<u64> {
         let report = self.report().await;
@@ -127,15 +135,31 @@ impl Cluster {
     }
 
     /// One change at a time, by the leader, and none across another one that is half done.
-    fn begin_change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
+    fn begin_change(&self) -> Result<Change<'_>, ChangeError> {
         let one = self.inner.changing.try_lock().map_err(|_| under_way())?;
         if self.leading().is_none() {
             return Err(ChangeError::NotLeader);
         }
+        // Before anything else is looked at: what is decided upon is this membership or a later one.
+        let metrics = self.raft().server_metrics();
+        let known = *metrics.borrow_watched().membership_config.log_id();
         if self.configs().len() > 1 {
             return Err(under_way());
         }
-        Ok(one)
+        Ok(Change { _one: one, known })
+    }
+
+    /// Changes the membership if it is still the one that `change` was decided upon, and waits for that to be committed.
+    async fn change(
+        &self,
+        change: &mut Change<'_>,
+        to: ChangeMembers<u64, Member>,
+        retain: bool,
+    ) -> Result<(), ChangeError> {
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: change.known };
+        let at = committed(self.raft().change_membership_if(to, retain, [unchanged])).await?;
+        change.known = Some(at);
+        Ok(())
     }
 
     /// As leader: brings a new, empty node in. `tell` hears how far it is, in entries, and how far the leader is, and says whether
@@ -151,7 +175,7 @@ impl Cluster {
         patience: Duration,
         tell: impl Fn(u64, u64) -> bool + Send,
     ) -> Result<(), ChangeError> {
-        let _one = self.begin_change()?;
+        let mut change = self.begin_change()?;
         let refused = |why: String| Err(ChangeError::Refused(why));
         let (members, voters) = (self.members(), self.voters());
         if let Err(why) = may_come(id, &member, &members, &voters) {
@@ -184,7 +208,8 @@ impl Cluster {
                 Ok((answer, _)) => return refused(reach(format!("{answer:?}"))),
                 Err(e) => return refused(reach(e.to_string())),
             }
-            committed(self.raft().add_learner(id, member, false)).await?;
+            let learner = BTreeMap::from([(id, member)]);
+            self.change(&mut change, ChangeMembers::AddNodes(learner), true).await?;
         }
         let deadline = clock::now() + patience;
         loop {
@@ -207,7 +232,7 @@ impl Cluster {
             ));
         }
         let new = BTreeSet::from([id]);
-        committed(self.raft().change_membership(ChangeMembers::AddVoterIds(new), false)).await
+        self.change(&mut change, ChangeMembers::AddVoterIds(new), false).await
     }
 
     fn last_index(&self) -> u64 {
@@ -229,7 +254,7 @@ impl Cluster {
     /// # Errors
     /// See [`ChangeError`]. `force` overrides what would leave too few nodes that answer.
     pub async fn remove(&self, id: u64, force: bool) -> Result<(), ChangeError> {
-        let _one = self.begin_change()?;
+        let mut change = self.begin_change()?;
         let refused = |why: String| Err(ChangeError::Refused(why));
         if !self.members().contains_key(&id) {
             return refused(format!("node {id} is not a member"));
@@ -240,8 +265,7 @@ impl Cluster {
         let mut voters = self.voters();
         if !voters.remove(&id) {
             let learner = BTreeSet::from([id]);
-            return committed(self.raft().change_membership(ChangeMembers::RemoveNodes(learner), false))
-                .await;
+            return self.change(&mut change, ChangeMembers::RemoveNodes(learner), false).await;
         }
         let staying = self.voting(&voters);
         if let Err(why) = can_go_on(&staying, &self.answering().await)
@@ -258,7 +282,7 @@ impl Cluster {
             );
         }
         let gone = BTreeSet::from([id]);
-        committed(self.raft().change_membership(ChangeMembers::RemoveVoters(gone), false)).await?;
+        self.change(&mut change, ChangeMembers::RemoveVoters(gone), false).await?;
         // And what was acknowledged until then.
         match self.wait_placed_without(&staying).await {
             true => Ok(()),
@@ -280,11 +304,22 @@ impl Cluster {
         true
     }
 
+    /// Whether this node leads in the middle of a change that leaves it out. Whoever delivers ends what is open and then hands leadership
+    /// over, to somebody who can finish the change.
+    pub fn is_leaving(&self) -> bool {
+        self.leading().is_some() && leaves_out(&self.configs(), self.inner.id)
+    }
+
     /// The voters, as one set, or as two while they change.
     fn configs(&self) -> Vec<BTreeSet<u64>> {
         let metrics = self.raft().server_metrics();
         metrics.borrow_watched().membership_config.membership().get_joint_config().clone()
     }
+}
+
+/// Whether a change is half done that leaves a node without a vote.
+fn leaves_out(configs: &[BTreeSet<u64>], id: u64) -> bool {
+    configs.len() > 1 && configs.last().is_some_and(|last| !last.contains(&id))
 }
 
 fn under_way() -> ChangeError {
@@ -313,12 +348,10 @@ pub(crate) async fn finish(cluster: Cluster) {
             said = false;
             continue;
         }
-        let Ok(_one) = cluster.inner.changing.try_lock() else { continue };
-        if configs.last().is_some_and(|last| !last.contains(&cluster.inner.id)) {
-            // It would step down with mail in its hands.
-            cluster.hand_over(None, REQUEST).await;
-            continue;
+        if leaves_out(&configs, cluster.inner.id) {
+            continue; // it would step down with mail in its hands: see `Cluster::is_leaving`
         }
+        let Ok(_one) = cluster.inner.changing.try_lock() else { continue };
         let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
         let finished = committed(cluster.raft().change_membership(nobody, false)).await;
         if !std::mem::replace(&mut said, true) {
@@ -327,12 +360,17 @@ pub(crate) async fn finish(cluster: Cluster) {
     }
 }
 
-/// Waits for a change to be committed.
-async fn committed<T>(
-    change: impl Future<Output = Result<T, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>>,
-) -> Result<(), ChangeError> {
+/// Waits for a change to be committed. Where the new membership stands then.
+async fn committed(
+    change: impl Future<
+        Output = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>,
+    >,
+) -> Result<LogId, ChangeError> {
     match tokio::time::timeout(COMMIT, change).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(response)) => Ok(response.log_id),
+        Ok(Err(RaftError::APIError(ClientWriteError::PreconditionFailed(_)))) => Err(ChangeError::Refused(
+            "the membership was changed meanwhile: look at `status` and decide again".into(),
+        )),
         Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(why)))) => {
             Err(ChangeError::Refused(why.to_string()))
         }
@@ -380,6 +418,15 @@ mod tests {
 
     fn members(of: &[(u64, &str)]) -> BTreeMap<u64, Member> {
         of.iter().map(|(id, power)| (*id, member(power))).collect()
+    }
+
+    #[test]
+    fn p4_who_is_left_out_half_way_is_told_from_who_finishes() {
+        let sets = |sets: &[&[u64]]| sets.iter().map(|ids| ids.iter().copied().collect()).collect::<Vec<_>>();
+        assert!(leaves_out(&sets(&[&[1, 2, 3], &[2, 3]]), 1));
+        assert!(!leaves_out(&sets(&[&[1, 2, 3], &[2, 3]]), 2));
+        assert!(!leaves_out(&sets(&[&[1, 2], &[1, 2, 3]]), 1), "one comes in");
+        assert!(!leaves_out(&sets(&[&[2, 3]]), 1), "it is over");
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Others {
         self.local.id
     }
 
+    /// They themselves.
+    pub(crate) fn peers(&self) -> BTreeMap<u64, Peer> {
+        self.peers.clone()
+    }
+
     /// How many they are.
     pub(crate) fn count(&self) -> usize {
         self.peers.len()

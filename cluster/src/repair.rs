@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | octets of a body, its record being right | opens, fetches the body from whoever has it, then serves and campaigns | one that has it |
 //! | a body, while it runs | fetches it and goes on | one that has it |
-//! | anything else, not at the end | keeps its bodies, voids the rest, gets the state by snapshot | a quorum, itself included |
+//! | anything else, not at the end | keeps its bodies, voids the rest, gets the state by snapshot | a quorum, itself included, and one that has all entries that are left here |
 //! | anything else, with the end | the same, but first hears all other nodes: its newest vote may be among what is lost | all others |
 //! | perhaps what it wrote last: the tail is ambiguous | keeps its log, first hears all other nodes | all others |
 //! | what a leader saw it acknowledge: an old copy was restored | keeps its log, first hears all other nodes | all others |
@@ -28,6 +28,7 @@ use crate::cluster::Cluster;
 use crate::codec::entry_from_stored;
 use crate::limits::REQUEST;
 use crate::others::{ASK, Others, ask};
+use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Request, Seen};
 use crate::types::{Raft, position, stored_vote};
 
@@ -50,6 +51,7 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
         vote: Some(stored_vote(&metrics.vote)),
         leads,
         committed: metrics.local_committed.as_ref().map(position),
+        has: cluster.inner.log.last(),
         // What it may have had counts as what it has: its own doubt is not to be forgotten by asking it.
         last: cluster.inner.log.last().max(cluster.inner.log.doubt()),
         matched: progress.and_then(|p| p.get(&asker)).and_then(|at| at.as_ref()).map(position),
@@ -59,12 +61,8 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
 /// What it tells before it takes part: what is left of its log. So two nodes that forgot something do not wait for each other.
 pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
     let log = &cluster.inner.log;
-    Seen {
-        vote: log.vote(),
-        committed: log.committed(),
-        last: log.last().max(log.doubt()).max(cluster.inner.state_machine.position()),
-        ..Seen::default()
-    }
+    let has = log.last().max(cluster.inner.state_machine.position());
+    Seen { vote: log.vote(), committed: log.committed(), has, last: has.max(log.doubt()), ..Seen::default() }
 }
 
 /// The vote of a node that may have forgotten its own: it has voted in the highest term that anybody knows, for nobody that could
@@ -104,23 +102,40 @@ pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
     let own = others.own();
     let void_but = damage.committed.map(|at| at.index);
     let mut answers = others.ask().await;
-    if damage.end_is_whole && !knows_better(own, &answers, damage.vote, damage.last) {
-        return Reset { vote: damage.vote, last: damage.last, void_but };
-    }
-    let mut said = false;
+    let ends_well = damage.end_is_whole && !knows_better(own, &answers, damage.vote, damage.last);
+    let mut said = None;
     loop {
-        if answers.len() == others.count() {
-            return all_heard(own, &answers, damage.vote, damage.last, void_but);
-        }
-        if !said {
-            tracing::warn!(
-                "what was written last is damaged: waiting for all other nodes, as a vote may be lost"
-            );
-            said = true;
+        let waits_for = what_is_missing(ends_well, answers.len() == others.count(), damage.last, &answers);
+        let Some(waits_for) = waits_for else {
+            return match ends_well {
+                true => Reset { vote: damage.vote, last: damage.last, void_but },
+                false => all_heard(own, &answers, damage.vote, damage.last, void_but),
+            };
+        };
+        if said.replace(waits_for) != Some(waits_for) {
+            tracing::error!(%damage, last = ?damage.last, heard = ?answers.keys(), "{waits_for}");
         }
         tokio::time::sleep(AGAIN).await;
         answers = others.ask().await;
     }
+}
+
+/// For what a node waits before it voids what is left of its log; nothing if it need not. Its own entries may be the only ones left of
+/// what was acknowledged: they stay until somebody who takes part has as many.
+fn what_is_missing(
+    ends_well: bool,
+    all_are_heard: bool,
+    last: Option<LogPosition>,
+    answers: &BTreeMap<u64, Seen>,
+) -> Option<&'static str> {
+    if !ends_well && !all_are_heard {
+        return Some("what was written last is damaged: waiting for all other nodes, as a vote may be lost");
+    }
+    let is_there = answers.values().filter_map(|seen| seen.has).max() >= last;
+    (!is_there).then_some(
+        "older records are damaged, and no node that answers has all entries that stand behind them here: nothing is given up, waiting for one \
+         that has them",
+    )
 }
 
 /// Whether a peer remembers more of this node's promises than the node itself: a leader saw it acknowledge more, or somebody follows
@@ -207,12 +222,15 @@ pub(crate) async fn catch_up(cluster: &Cluster) {
 /// The reason, if every other node has answered, none has the body of a committed entry, and that is to be said loudly.
 pub(crate) async fn mend_entries(cluster: &Cluster) -> Result<(), String> {
     let log = &cluster.inner.log;
-    for lost in log.lost() {
+    let lost = log.lost().into_iter().filter(|lost| log.term_of(lost.index).is_some());
+    let lost: Vec<LostBody> = lost.collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let mut peers = members_now(cluster).await;
+    for lost in lost {
         let LostBody { index, .. } = lost;
-        if log.term_of(index).is_none() {
-            continue;
-        }
-        if let Err(why) = mend_one(cluster, lost).await {
+        if let Err(why) = mend_one(cluster, &mut peers, lost).await {
             if log.committed().is_some_and(|committed| index <= committed.index) {
                 return Err(why);
             }
@@ -249,10 +267,22 @@ pub(crate) async fn mend(
     let known: BTreeSet<LogIndex> = wanted.iter().map(|lost| lost.index).collect();
     let missing = needed.iter().filter(|index| !known.contains(index) && !log.has_body(**index));
     wanted.extend(missing.map(|index| LostBody { index: *index, bytes: 0, crc: None }));
+    let mut peers = cluster.peers();
     for lost in wanted {
-        mend_one(cluster, lost).await?;
+        mend_one(cluster, &mut peers, lost).await?;
     }
     Ok(())
+}
+
+/// Who may have what this node lacks. Before consensus runs the log's own membership may be an old one: the others are asked for the newest.
+async fn members_now(cluster: &Cluster) -> BTreeMap<u64, Peer> {
+    if cluster.inner.raft.get().is_some() {
+        return cluster.peers();
+    }
+    let inner = &cluster.inner;
+    let mut others = Others::new(inner.local.clone(), inner.found.clone(), cluster.peers());
+    others.ask().await;
+    others.peers()
 }
 
 /// Fetches what is found damaged while the node runs. Ends with the node.
@@ -262,7 +292,7 @@ pub(crate) async fn watch(cluster: Cluster) {
     loop {
         tokio::time::sleep(LOOK).await;
         for lost in log.lost() {
-            let fetched = fetch(&cluster, lost).await;
+            let fetched = fetch(&cluster, &cluster.peers(), lost).await;
             if is_settled(&cluster, lost.index) {
                 log.erase(lost.index);
                 continue;
@@ -284,16 +314,17 @@ fn is_settled(cluster: &Cluster, index: LogIndex) -> bool {
     *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index)
 }
 
-async fn mend_one(cluster: &Cluster, lost: LostBody) -> Result<(), String> {
+async fn mend_one(cluster: &Cluster, peers: &mut BTreeMap<u64, Peer>, lost: LostBody) -> Result<(), String> {
     let LostBody { index, .. } = lost;
     let mut said = false;
-    while fetch(cluster, lost).await? == Fetched::NotYet {
+    while fetch(cluster, peers, lost).await? == Fetched::NotYet {
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
+        *peers = members_now(cluster).await;
         // Meanwhile it may have been settled here.
         if is_settled(cluster, index) {
             cluster.inner.log.erase(index);
@@ -319,8 +350,7 @@ enum Fetched {
 ///
 /// # Errors
 /// The reason, if every other node has answered and none has it.
-async fn fetch(cluster: &Cluster, lost: LostBody) -> Result<Fetched, String> {
-    let peers = cluster.peers();
+async fn fetch(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<Fetched, String> {
     let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
     let is_committed = log.committed().is_some_and(|committed| index <= committed.index);
@@ -406,6 +436,24 @@ mod tests {
         assert!(one.last < reset.last, "node 1 does not get this vote");
         assert!(two.last >= reset.last, "node 2 does");
         assert_eq!(reset.vote, Some(vote(3, 3, false)), "term 3 is spent");
+    }
+
+    #[test]
+    fn p9_what_is_left_is_given_up_only_for_somebody_who_has_as_much() {
+        let has = |has, last| Seen { has: Some(has), last: Some(last), ..Seen::default() };
+        let (short, long) = (has(at(2, 95), at(2, 95)), has(at(2, 100), at(2, 100)));
+        let forgetful = has(at(2, 95), at(2, 100));
+        let mine = Some(at(2, 100));
+        let answers = |seen: &[Seen]| (2..).zip(seen.iter().copied()).collect::<BTreeMap<u64, Seen>>();
+        let waits =
+            |ends_well, all, seen: &[Seen]| what_is_missing(ends_well, all, mine, &answers(seen)).is_some();
+        assert!(waits(true, false, &[]), "nobody answers");
+        assert!(waits(true, true, &[short, short]), "what stands here may be the last copy");
+        assert!(waits(true, true, &[short, forgetful]), "who may have had it does not have it");
+        assert!(!waits(true, false, &[long]) && !waits(true, false, &[has(at(3, 97), at(3, 97))]));
+        assert!(waits(false, false, &[long]), "a vote may be lost");
+        assert!(!waits(false, true, &[long, short]));
+        assert!(what_is_missing(true, false, None, &answers(&[])).is_none(), "nothing is left");
     }
 
     #[test]

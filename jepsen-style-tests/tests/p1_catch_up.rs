@@ -190,9 +190,11 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     assert_eq!(field("bodies="), bodies + early, "{line}");
     assert!(field("fetched=") > 0 && field("fetched=") < bodies * 3 / 4, "{line}");
     let last = |id: u64| node(&nodes, id)?["last_index"].as_u64();
-    wait_for("the sleeper to catch up", Duration::from_secs(30), || {
+    let here = std::time::Instant::now();
+    wait_for("the sleeper to catch up", Duration::from_secs(30 + mib as u64 / 10), || {
         last(asleep).is_some() && last(asleep) >= last(other).map(|i| i.saturating_sub(3))
     });
+    eprintln!("caught up {:?} after the bodies were here", here.elapsed());
     assert_eq!(nodes.status().unwrap()["term"], term, "nobody called an election");
     assert_eq!(nodes.stderr(asleep).matches(said).count(), 1, "what it needed next was kept for it");
     // Longer than erasing takes: what is needed was not taken for what is not.

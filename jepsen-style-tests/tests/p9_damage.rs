@@ -394,6 +394,46 @@ fn p9_who_lost_what_it_acknowledged_last_elects_no_laggard() {
     deliver_all(&nodes, &customer, &history);
 }
 
+/// Two nodes lose an older record each, while the third is away, which lacks what these two acknowledged since: neither gives up what it
+/// still has, and once one of them has its directory back all goes on.
+#[test]
+fn p9_two_damaged_nodes_give_up_nothing_that_only_they_have() {
+    let Waiting { mut nodes, customer, mut history } = waiting();
+    wait_healthy(&nodes, "all to have all");
+    let leader = nodes.wait_leader();
+    let (laggard, second) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    nodes.kill(laggard);
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    let late: Vec<String> = (0..5).map(|n| format!("late{n}")).collect();
+    for name in &late {
+        history.push(client.transact(name, &["r"], &message(name, 2000)));
+    }
+    assert!(history.iter().all(|s| s.outcome == Outcome::Ok));
+    nodes.kill(leader);
+    nodes.kill(second);
+    let whole = nodes.dir().join("whole");
+    copy(&nodes.data(second), &whole);
+    for id in [leader, second] {
+        inflict(&nodes.data(id), "a flipped bit in a header");
+    }
+    (1..=3).for_each(|id| nodes.start(id));
+    let said = |nodes: &Nodes, id| nodes.stderr(id).contains("nothing is given up");
+    wait_for("both to say so", Duration::from_secs(30), || said(&nodes, leader) && said(&nodes, second));
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(nodes.leader(), None);
+    for (id, name) in [leader, second].iter().flat_map(|id| late.iter().map(move |name| (*id, name))) {
+        let here = files_contain(&nodes.data(id), format!("canary-{name}-line-000001").as_bytes());
+        assert!(here, "{name} is gone from node {id}");
+    }
+    nodes.kill(second);
+    std::fs::remove_dir_all(nodes.data(second)).unwrap();
+    copy(&whole, &nodes.data(second));
+    nodes.start(second);
+    nodes.wait_accepting();
+    wait_healthy(&nodes, "the other damaged one to be back");
+    deliver_all(&nodes, &customer, &history);
+}
+
 /// All nodes lose power, and what each wrote last is neither whole nor visibly torn: they hear each other and go on.
 #[test]
 fn p9_tails_that_are_ambiguous_everywhere_end_no_service() {

@@ -15,7 +15,7 @@ use crate::limits::FRAME_BYTES_MAX;
 use crate::types::{StoredMembership, position};
 
 /// Version of what nodes say.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
@@ -114,7 +114,9 @@ pub(crate) struct Seen {
     pub(crate) leads: bool,
     /// The last position that it knows to be committed.
     pub(crate) committed: Option<LogPosition>,
-    /// The last position in its log, or up to where it may have had one.
+    /// The last position that it has.
+    pub(crate) has: Option<LogPosition>,
+    /// The last position that it has, or up to where it may have had one.
     pub(crate) last: Option<LogPosition>,
     /// As leader: up to where the one that asked has acknowledged entries.
     pub(crate) matched: Option<LogPosition>,
