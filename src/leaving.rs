@@ -10,8 +10,10 @@ use crate::deliver::leader::Delivery;
 
 /// Pause between looks.
 const LOOK: Duration = Duration::from_secs(1);
-/// Patience with what is open, and with the next leader.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Patience with what is open: as long as a slow server may take, and no longer, as the change holds up others.
+const DRAIN: Duration = Duration::from_secs(120);
+/// Patience with the next leader.
+const HAND_OVER: Duration = Duration::from_secs(10);
 
 /// Looks for as long as the node runs.
 pub async fn run(cluster: Cluster, delivery: Arc<Delivery>) {
@@ -23,8 +25,11 @@ pub async fn run(cluster: Cluster, delivery: Arc<Delivery>) {
         tracing::warn!(
             "a change of the membership that leaves this node out is half done: handing leadership over"
         );
-        // What does not end in time is begun again by the next leader: it is tried again here first.
-        if !delivery.drain(DRAIN).await || !cluster.hand_over(None, DRAIN).await {
+        // What does not end in time may be begun again by the next leader (P4: once more).
+        if !delivery.drain(DRAIN).await {
+            tracing::warn!("some transactions did not end in time");
+        }
+        if cluster.is_leaving() && !cluster.hand_over(None, HAND_OVER).await {
             tracing::warn!("leadership was not handed over");
         }
         delivery.resume();

@@ -51,7 +51,7 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
         vote: Some(stored_vote(&metrics.vote)),
         leads,
         committed: metrics.local_committed.as_ref().map(position),
-        has: cluster.inner.log.last(),
+        has: cluster.inner.log.has(),
         // What it may have had counts as what it has: its own doubt is not to be forgotten by asking it.
         last: cluster.inner.log.last().max(cluster.inner.log.doubt()),
         matched: progress.and_then(|p| p.get(&asker)).and_then(|at| at.as_ref()).map(position),
@@ -61,8 +61,14 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
 /// What it tells before it takes part: what is left of its log. So two nodes that forgot something do not wait for each other.
 pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
     let log = &cluster.inner.log;
-    let has = log.last().max(cluster.inner.state_machine.position());
-    Seen { vote: log.vote(), committed: log.committed(), has, last: has.max(log.doubt()), ..Seen::default() }
+    let last = log.last().max(cluster.inner.state_machine.position());
+    Seen {
+        vote: log.vote(),
+        committed: log.committed(),
+        has: log.has(),
+        last: last.max(log.doubt()),
+        ..Seen::default()
+    }
 }
 
 /// The vote of a node that may have forgotten its own: it has voted in the highest term that anybody knows, for nobody that could
@@ -102,9 +108,11 @@ pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
     let own = others.own();
     let void_but = damage.committed.map(|at| at.index);
     let mut answers = others.ask().await;
-    let ends_well = damage.end_is_whole && !knows_better(own, &answers, damage.vote, damage.last);
+    let mut ends_well = damage.end_is_whole;
     let mut said = None;
     loop {
+        // Also of whoever answers late.
+        ends_well &= !knows_better(own, &answers, damage.vote, damage.last);
         let waits_for = what_is_missing(ends_well, answers.len() == others.count(), damage.last, &answers);
         let Some(waits_for) = waits_for else {
             return match ends_well {
@@ -227,10 +235,10 @@ pub(crate) async fn mend_entries(cluster: &Cluster) -> Result<(), String> {
     if lost.is_empty() {
         return Ok(());
     }
-    let mut peers = members_now(cluster).await;
+    let mut holders = Holders::now(cluster).await;
     for lost in lost {
         let LostBody { index, .. } = lost;
-        if let Err(why) = mend_one(cluster, &mut peers, lost).await {
+        if let Err(why) = mend_one(cluster, &mut holders, lost).await {
             if log.committed().is_some_and(|committed| index <= committed.index) {
                 return Err(why);
             }
@@ -267,22 +275,37 @@ pub(crate) async fn mend(
     let known: BTreeSet<LogIndex> = wanted.iter().map(|lost| lost.index).collect();
     let missing = needed.iter().filter(|index| !known.contains(index) && !log.has_body(**index));
     wanted.extend(missing.map(|index| LostBody { index: *index, bytes: 0, crc: None }));
-    let mut peers = cluster.peers();
+    let mut holders = Holders::now(cluster).await;
     for lost in wanted {
-        mend_one(cluster, &mut peers, lost).await?;
+        mend_one(cluster, &mut holders, lost).await?;
     }
     Ok(())
 }
 
-/// Who may have what this node lacks. Before consensus runs the log's own membership may be an old one: the others are asked for the newest.
-async fn members_now(cluster: &Cluster) -> BTreeMap<u64, Peer> {
-    if cluster.inner.raft.get().is_some() {
-        return cluster.peers();
+/// Who may have what this node lacks.
+struct Holders {
+    peers: BTreeMap<u64, Peer>,
+    /// Of them, who must have been heard before it is said that nobody has it.
+    needed: BTreeSet<u64>,
+}
+
+impl Holders {
+    /// Before consensus runs the log's own membership may be an old one: the others are asked for the newest, whose voters count. Whoever
+    /// was a member before may have it all the same.
+    async fn now(cluster: &Cluster) -> Holders {
+        let inner = &cluster.inner;
+        let mut peers = cluster.peers();
+        if inner.raft.get().is_some() {
+            let needed = peers.keys().copied().collect();
+            return Holders { peers, needed };
+        }
+        let mut others = Others::new(inner.local.clone(), inner.found.clone(), peers.clone());
+        others.ask().await;
+        let newest = others.peers();
+        let needed = newest.keys().copied().collect();
+        peers.extend(newest);
+        Holders { peers, needed }
     }
-    let inner = &cluster.inner;
-    let mut others = Others::new(inner.local.clone(), inner.found.clone(), cluster.peers());
-    others.ask().await;
-    others.peers()
 }
 
 /// Fetches what is found damaged while the node runs. Ends with the node.
@@ -292,7 +315,7 @@ pub(crate) async fn watch(cluster: Cluster) {
     loop {
         tokio::time::sleep(LOOK).await;
         for lost in log.lost() {
-            let fetched = fetch(&cluster, &cluster.peers(), lost).await;
+            let fetched = fetch(&cluster, &Holders::now(&cluster).await, lost).await;
             if is_settled(&cluster, lost.index) {
                 log.erase(lost.index);
                 continue;
@@ -314,17 +337,17 @@ fn is_settled(cluster: &Cluster, index: LogIndex) -> bool {
     *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index)
 }
 
-async fn mend_one(cluster: &Cluster, peers: &mut BTreeMap<u64, Peer>, lost: LostBody) -> Result<(), String> {
+async fn mend_one(cluster: &Cluster, holders: &mut Holders, lost: LostBody) -> Result<(), String> {
     let LostBody { index, .. } = lost;
     let mut said = false;
-    while fetch(cluster, peers, lost).await? == Fetched::NotYet {
+    while fetch(cluster, holders, lost).await? == Fetched::NotYet {
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
-        *peers = members_now(cluster).await;
+        *holders = Holders::now(cluster).await;
         // Meanwhile it may have been settled here.
         if is_settled(cluster, index) {
             cluster.inner.log.erase(index);
@@ -350,12 +373,12 @@ enum Fetched {
 ///
 /// # Errors
 /// The reason, if every other node has answered and none has it.
-async fn fetch(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -> Result<Fetched, String> {
+async fn fetch(cluster: &Cluster, holders: &Holders, lost: LostBody) -> Result<Fetched, String> {
     let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
     let is_committed = log.committed().is_some_and(|committed| index <= committed.index);
-    let mut heard = 0;
-    for peer in peers.values() {
+    let mut heard = BTreeSet::new();
+    for (id, peer) in &holders.peers {
         // Answered only by one that has applied the entry: another one may have another leader's under this index.
         let digest = match peer.ask(Request::Digest(index), Vec::new(), ASK).await {
             Ok((answer @ (Answer::Digest(..) | Answer::BodyGone), _)) => Some(answer),
@@ -378,20 +401,20 @@ async fn fetch(cluster: &Cluster, peers: &BTreeMap<u64, Peer>, lost: LostBody) -
             }
             // Whose octets nobody can vouch for yet may be the right ones.
             Ok((Answer::Body, _)) if expected.is_none() => {}
-            Ok((Answer::Body | Answer::BodyDamaged, _)) => heard += 1,
+            Ok((Answer::Body | Answer::BodyDamaged, _)) => drop(heard.insert(*id)),
             Ok((Answer::BodyGone, _)) => match digest {
                 // It has applied what the entry's story ended with; so will this node.
                 Some(Answer::BodyGone) if is_committed => {
                     log.erase(index);
                     return Ok(Fetched::Done);
                 }
-                Some(_) => heard += 1,
+                Some(_) => drop(heard.insert(*id)),
                 None => {}
             },
             _ => {}
         }
     }
-    if heard < peers.len() {
+    if !holders.needed.is_subset(&heard) {
         return Ok(Fetched::NotYet);
     }
     let place = log.lost_place(index).unwrap_or_else(|| "no place".into());

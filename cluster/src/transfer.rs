@@ -172,13 +172,19 @@ pub(crate) async fn receive<'c>(
             Ok::<u64, String>(bytes)
         }
     });
-    let fetched: Vec<u64> = fetches.buffer_unordered(BODIES_IN_FLIGHT_MAX).try_collect().await?;
+    let fetched = fetches.buffer_unordered(BODIES_IN_FLIGHT_MAX);
+    let (fetched, bytes) = fetched
+        .try_fold(
+            (0u64, 0),
+            |(count, sum), bytes| async move { Ok((count + u64::from(bytes > 0), sum + bytes)) },
+        )
+        .await?;
     tracing::info!(
         last = %last.map_or(0, |at| at.index.0),
         rows = contents.incoming.replacement.rows(),
         bodies = contents.bodies.len(),
-        fetched = fetched.iter().filter(|bytes| **bytes > 0).count(),
-        bytes = fetched.iter().sum::<u64>(),
+        fetched,
+        bytes,
         took_ms = clock::now().duration_since(began).as_millis() as u64,
         "the bodies of a snapshot are here"
     );

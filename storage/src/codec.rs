@@ -87,13 +87,21 @@ pub struct Vote {
     pub committed: bool,
 }
 
-/// Ranges (offset, length) of a segment whose octets are about to be, or were, overwritten with zeros.
+/// Ranges (offset, length) of a segment whose octets are about to be, or were, overwritten with zeros. One without ranges says that all
+/// before it were, and that this is durable.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Intent {
     /// The segment that is named. The intent lives as long as it does.
     pub segment: SegmentId,
     /// Disjoint ranges in rising order.
     pub ranges: Vec<(u32, u32)>,
+}
+
+impl Intent {
+    /// What says that a round is over.
+    pub(crate) fn none() -> Intent {
+        Intent { segment: SegmentId::default(), ranges: Vec::new() }
+    }
 }
 
 /// Keys whose spilled rows are no longer part of the state.
@@ -165,6 +173,7 @@ mod tests {
         holds("mark", &Mark { synced: (SegmentId(9), 8192) });
         holds("vote", &vote);
         holds("intent", &Intent { segment: SegmentId(9), ranges: vec![(64, 9000), (70_000, 1 << 20)] });
+        holds("end-of-a-round", &Intent::none());
         holds("tombstones", &Gone { keys: vec![1, 1 << 79] });
         holds(
             "reset",

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::clock;
 use crate::disk::DiskFile;
 use crate::error::ReadError;
-use crate::limits::{BLOCK_BYTES, SCRUB_WINDOW_BYTES};
+use crate::limits::SCRUB_WINDOW_BYTES;
 use crate::log::Inner;
 use crate::log::reader::read;
 use crate::log::recovery;
@@ -133,9 +133,7 @@ impl Scrubber {
     /// Checks what stands in a window. Returns where the next one begins.
     fn window(&self, id: SegmentId, file: &dyn DiskFile, base: u32, bytes: &[u8], end: u32) -> u32 {
         let scan = recovery::scan_part(id, base, bytes);
-        let to = base + bytes.len() as u32;
-        // The last batch may go on behind the window: it is read with the next one.
-        let next = if to < end && scan.last_batch > base { scan.last_batch } else { to };
+        let next = scan.next_window(base, base + bytes.len() as u32, end);
         for hole in scan.holes.iter().filter(|hole| hole.from < next) {
             self.hole(id, (hole.from, hole.to), &hole.why.to_string());
         }
@@ -145,7 +143,7 @@ impl Scrubber {
         for found in scan.records.iter().filter(|f| f.location.offset < next && !f.body_intact) {
             self.body(file, found.at.index, found.location, Some(found.body_crc));
         }
-        next.next_multiple_of(BLOCK_BYTES as u32).min(end.max(to))
+        next
     }
 
     /// A record whose body is not what was written: it matters if it is live, and nobody has erased it since it was read.

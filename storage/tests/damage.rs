@@ -18,7 +18,9 @@ use common::{SEGMENT, cases, identity, open_with, options};
 use holdfast_storage::codec::{Reset, Vote};
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Bytes, Damage, Entry, Log, LogIndex, LogPosition, LostBody, OpenError, Term};
+use holdfast_storage::{
+    Bytes, Checkpoint, Damage, Entry, Log, LogIndex, LogPosition, LostBody, OpenError, Term,
+};
 use proptest::prelude::*;
 
 fn open(disk: &SimDisk) -> Result<Log, OpenError> {
@@ -478,6 +480,68 @@ fn p9_a_newest_segment_that_is_short_of_what_was_synced_is_noticed() {
     }
 }
 
+/// A sealed segment turns into zeros or into an older self, whose successor, which knew where it ended, was given back.
+#[test]
+fn p9_a_sealed_segment_is_known_to_be_short_without_its_successor() {
+    for is_zeroed in [true, false] {
+        let disk = SimDisk::new(41);
+        let log = open(&disk).unwrap();
+        let append = |index: u64| {
+            let entry =
+                Entry { at: at(index), head: Bytes::from_static(b"head"), body: body(index, 200_000) };
+            wait(&log, |done| log.append(vec![entry], done));
+        };
+        (0..3).for_each(append);
+        let first = "segment-000000";
+        let older = disk.contents(first);
+        (3..70).for_each(append);
+        // All dies that the segments between the first and the last hold, and their entries.
+        let made = Checkpoint { applied: at(69), rows: vec![], gone: vec![], tables: vec![7; 400] };
+        wait(&log, |done| log.checkpoint(made, done));
+        log.purge(at(69));
+        (3..70).for_each(|index| log.erase(LogIndex(index)));
+        let second = |name: &String| disk.contents(name).get(32..40) == Some(&2u64.to_le_bytes());
+        until(|| log.space().sealed_bytes <= 2 * SEGMENT);
+        settle(&log);
+        drop(log);
+        assert!(!segments(&disk).iter().any(second));
+        let zeros = vec![0; older.len()];
+        overwrite(&disk, first, if is_zeroed { &zeros } else { &older }, 0);
+        assert!(matches!(open(&disk), Err(OpenError::Lost(_))), "zeros {is_zeroed}");
+    }
+}
+
+/// What a node says that it has ends before the first body that it lost: nobody may give up his own for it.
+#[test]
+fn p9_a_log_has_nothing_from_its_first_lost_body_on() {
+    let disk = SimDisk::new(51);
+    let log = open(&disk).unwrap();
+    assert_eq!(log.has(), None);
+    for index in 0..4 {
+        let entry = Entry { at: at(index), head: Bytes::from_static(b"head"), body: body(index, 9000) };
+        wait(&log, |done| log.append(vec![entry], done));
+    }
+    assert_eq!(log.has(), Some(at(3)));
+    drop(log);
+    let contents = disk.contents("segment-000000");
+    let place = contents.windows(stamp(2).len()).position(|w| w == stamp(2).as_bytes()).unwrap();
+    disk.flip("segment-000000", place as u64 + 3, 1);
+    let log = open(&disk).unwrap();
+    assert_eq!((log.last(), log.has()), (Some(at(3)), Some(at(1))));
+    log.purge(at(2));
+    assert_eq!(log.has(), None, "nor if it is below the floor");
+    wait(&log, |done| log.mend_body(LogIndex(2), body(2, 9000), done));
+    assert_eq!(log.has(), Some(at(3)));
+}
+
+fn until(holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A tail that may have held more than is found is cut, and each open says so until somebody was asked what it was.
 #[test]
 fn p9_an_ambiguous_tail_is_not_forgotten_before_it_is_settled() {
@@ -488,7 +552,10 @@ fn p9_an_ambiguous_tail_is_not_forgotten_before_it_is_settled() {
         wait(&log, |done| log.append(vec![entry], done));
     }
     settle(&log);
+    // Killed: one that closes says where it ends.
+    disk.power_off_in(0);
     drop(log);
+    disk.crash();
     // The last batch but the idle mark: other octets, and no block of zeros.
     let octets = disk.contents("segment-000000");
     let end = octets.iter().rposition(|octet| *octet != 0).unwrap() as u64 + 1;

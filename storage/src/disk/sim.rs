@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Disk, DiskFile};
 use crate::limits::BLOCK_BYTES;
@@ -19,6 +20,8 @@ struct Node {
     seen: Vec<u8>,
     /// Blocks in which the two may differ.
     dirty: std::collections::BTreeSet<usize>,
+    /// Syncs that failed.
+    errors: u64,
 }
 
 #[derive(Default)]
@@ -132,7 +135,8 @@ impl SimDisk {
         self.heal();
     }
 
-    /// The `n`th sync from now fails, and the blocks it covered count as clean although they are not on disk.
+    /// The `n`th sync of a segment's file from now fails, and the blocks it covered count as clean although they are not on disk. Each
+    /// descriptor that is open is told so once, as Linux does (errseq).
     pub fn fail_sync_in(&self, n: u64) {
         self.state().fail_sync_in = Some(n);
     }
@@ -231,7 +235,8 @@ impl Disk for SimDisk {
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let s = self.state();
         let id = *s.names.get(name).ok_or(io::ErrorKind::NotFound)?;
-        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+        let told = AtomicU64::new(s.files[&id].errors);
+        Ok(Arc::new(SimFile { disk: self.clone(), id, told }))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
@@ -244,7 +249,7 @@ impl Disk for SimDisk {
         let id = s.next;
         s.files.insert(id, Node::default());
         s.names.insert(name.into(), id);
-        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+        Ok(Arc::new(SimFile { disk: self.clone(), id, told: AtomicU64::new(0) }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -277,6 +282,8 @@ impl Disk for SimDisk {
 struct SimFile {
     disk: SimDisk,
     id: u64,
+    /// Of how many failed syncs this descriptor was told, or need not be.
+    told: AtomicU64,
 }
 
 impl DiskFile for SimFile {
@@ -327,12 +334,17 @@ impl DiskFile for SimFile {
         let mut s = self.disk.state();
         if let Err(e) = s.step() {
             if s.power_off_in.is_none() {
-                s.files.get_mut(&self.id).expect("open files stay").dirty.clear();
+                let node = s.files.get_mut(&self.id).expect("open files stay");
+                node.dirty.clear();
+                node.errors += 1;
+                self.told.store(node.errors, Ordering::SeqCst);
             }
             return Err(e);
         }
         s.syncs += 1;
+        let is_segment = s.names.iter().any(|(name, id)| *id == self.id && name.starts_with("segment-"));
         let fails = match &mut s.fail_sync_in {
+            _ if !is_segment => false,
             Some(n) if *n <= 1 => {
                 s.fail_sync_in = None;
                 true
@@ -346,6 +358,8 @@ impl DiskFile for SimFile {
         let node = s.files.get_mut(&self.id).expect("open files stay");
         let dirty = std::mem::take(&mut node.dirty);
         if fails {
+            node.errors += 1;
+            self.told.store(node.errors, Ordering::SeqCst);
             return Err(io::Error::other("Input/output error"));
         }
         node.synced.resize(node.seen.len(), 0);
@@ -353,6 +367,27 @@ impl DiskFile for SimFile {
             let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
             node.synced[from..to].copy_from_slice(&node.seen[from..to]);
         }
-        Ok(())
+        match self.told.swap(node.errors, Ordering::SeqCst) < node.errors {
+            true => Err(io::Error::other("Input/output error")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_descriptor_is_told_of_a_failed_sync_once() {
+        let disk = SimDisk::new(1);
+        let one = disk.create("segment-000000").unwrap();
+        let other = disk.open("segment-000000").unwrap();
+        one.write_at(b"octets", 0).unwrap();
+        disk.fail_sync_in(1);
+        assert!(other.sync_data().is_err() && other.sync_data().is_ok());
+        assert!(one.sync_data().is_err() && one.sync_data().is_ok());
+        assert_eq!(disk.medium("segment-000000"), vec![0; 6]);
+        assert!(disk.open("segment-000000").unwrap().sync_data().is_ok());
     }
 }

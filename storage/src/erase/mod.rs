@@ -11,7 +11,7 @@ mod relocate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::codec::{self, Gone, Intent, Reset};
@@ -30,8 +30,8 @@ const ROUND: Duration = Duration::from_millis(100);
 /// A segment that could not be emptied is looked at again after so many rounds.
 const TRY_AGAIN_ROUNDS: u64 = 600;
 
-/// How far the log is synced is written to the superblock after so many rounds.
-const NOTE_END_ROUNDS: u64 = 10;
+/// How far the log is synced is written to the superblock this often, or when a long step is over.
+const NOTE_END: Duration = Duration::from_secs(1);
 
 /// What is being moved.
 #[derive(Default)]
@@ -54,16 +54,14 @@ impl Eraser {
     /// Runs until the log closes or fails. `unused` are files found at the start in which no segment stands.
     pub(crate) fn run(self, unused: Vec<u32>) {
         let mut result = self.inner.adopt(unused).map_err(|e| format!("zeroing a spare segment: {e}"));
-        let mut moving = Moving::default();
+        let (mut moving, mut noted) = (Moving::default(), clock::now());
         while result.is_ok() {
             self.inner.fill_pool();
             if self.inner.pause(ROUND) || self.inner.state().failed.is_some() {
                 return;
             }
-            result = self.erase_and_recycle().and_then(|()| self.relocate(&mut moving));
-            if result.is_ok() && moving.rounds.is_multiple_of(NOTE_END_ROUNDS) {
-                result = self.inner.note_end().map_err(|e| format!("superblock: {e}"));
-            }
+            result = self.erase_and_recycle(&mut noted).and_then(|()| self.relocate(&mut moving));
+            result = result.and_then(|()| self.note_end(&mut noted));
         }
         if let Err(why) = result {
             self.inner.fail(&why);
@@ -100,18 +98,29 @@ impl Eraser {
     ///
     /// A truncated body that is not yet overwritten is known from the record of the truncation alone. Where that stands in one of these
     /// segments, the body is among the dead that are overwritten first.
-    fn erase_and_recycle(&self) -> Result<(), String> {
+    fn erase_and_recycle(&self, noted: &mut Instant) -> Result<(), String> {
         let (dead, idle) = {
             let state = self.inner.state();
             (state.dying.len(), state.idle_segments().map(|(id, _)| *id).collect::<BTreeSet<_>>())
         };
-        self.erase(dead)?;
+        self.erase(dead, noted)?;
         self.recycle(&idle)
     }
 
+    /// Says now and then to the superblock how far the log is synced.
+    fn note_end(&self, noted: &mut Instant) -> Result<(), String> {
+        let now = clock::now();
+        if now < *noted + NOTE_END {
+            return Ok(());
+        }
+        *noted = now;
+        self.inner.note_end().map_err(|e| format!("superblock: {e}"))
+    }
+
     /// Overwrites the oldest of the dying, so many.
-    fn erase(&self, mut count: usize) -> Result<(), String> {
+    fn erase(&self, mut count: usize, noted: &mut Instant) -> Result<(), String> {
         while count > 0 {
+            self.note_end(noted)?;
             let (taken, ranges) = {
                 let mut state = self.inner.state();
                 let round = plan::round(&mut state.dying, count, ERASE_ROUND_BYTES_MAX);
@@ -124,11 +133,12 @@ impl Eraser {
             count -= taken.len();
             self.write(intents(&ranges))?;
             for (id, list) in &ranges {
-                let Some(file) = self.inner.state().segments.get(id).map(|s| s.file.clone()) else {
-                    continue;
-                };
-                overwrite(&*file, list).map_err(|e| format!("erasing in segment {id}: {e}"))?;
+                let Some(slot) = self.inner.state().segments.get(id).map(|s| s.slot) else { continue };
+                // Not by the writer's descriptor: an error is told to each of them once, and the writer must hear of its own.
+                let overwritten = self.inner.open_segment_file(slot).and_then(|file| overwrite(&*file, list));
+                overwritten.map_err(|e| format!("erasing in segment {id}: {e}"))?;
             }
+            self.say_synced();
             let now = clock::now();
             let mut erased: BTreeMap<LogIndex, Duration> = BTreeMap::new();
             for dying in &taken {
@@ -155,6 +165,13 @@ impl Eraser {
             (self.inner.options.on_erased)(&erased);
         }
         Ok(())
+    }
+
+    /// What was erased so far is durable: no start need do it again. Nobody waits for this.
+    fn say_synced(&self) {
+        let records = vec![(Record::of(Kind::Intent, codec::encode(&Intent::none())), Note::None)];
+        // If the log has closed nobody reads it any more.
+        drop(self.requests.send(Request { records, done: None }));
     }
 
     /// Moves the next records out of a mostly dead segment.
@@ -207,6 +224,8 @@ impl Eraser {
         if empty.is_empty() {
             return Ok(());
         }
+        // All that is said again was overwritten long ago.
+        say_again.push((Record::of(Kind::Intent, codec::encode(&Intent::none())), Note::None));
         // Also without records this waits for what stands before it: the floor or the truncation that emptied the segments.
         self.write(say_again)?;
         for id in empty {

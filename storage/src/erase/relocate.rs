@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::disk::DiskFile;
 use crate::error::ReadError;
-use crate::limits::{BODY_BYTES_MAX, MOVE_ROUND_BYTES};
+use crate::limits::{BODY_BYTES_MAX, MOVE_ROUND_BYTES, SCRUB_WINDOW_BYTES};
 use crate::log::Inner;
 use crate::log::reader::{header_at, read};
 use crate::log::recovery::{self, Found};
@@ -48,7 +48,7 @@ impl Relocation {
     /// Begins with the sparsest segment that was not `tried` lately, if there is one that is worth it.
     pub(super) fn begin(inner: &Inner, tried: &BTreeSet<SegmentId>) -> std::io::Result<Option<Relocation>> {
         let percent = inner.options.move_below_percent;
-        let (segment, file) = {
+        let (segment, file, end) = {
             let state = inner.state();
             let Some(id) = state.sparse_segment(percent, tried) else { return Ok(None) };
             let file = state.segments[&id].file.clone();
@@ -59,11 +59,20 @@ impl Relocation {
                 let left = bodies.chain(rows).collect();
                 return Ok(Some(Relocation { segment: id, file, left }));
             }
-            (id, file)
+            (id, file, state.segments[&id].end)
         };
-        let mut bytes = vec![0; inner.segment_bytes as usize];
-        file.read_at(&mut bytes, 0)?;
-        let left = recovery::scan(segment, &bytes).records.into_iter().filter_map(Live::of).collect();
+        let mut left = VecDeque::new();
+        let mut window = vec![0; SCRUB_WINDOW_BYTES.min(end as usize)];
+        let mut base = 0;
+        while base < end {
+            let bytes = window.len().min((end - base) as usize);
+            file.read_at(&mut window[..bytes], base as u64)?;
+            let scan = recovery::scan_part(segment, base, &window[..bytes]);
+            let next = scan.next_window(base, base + bytes as u32, end);
+            let whole = scan.records.into_iter().filter(|found| found.location.offset < next);
+            left.extend(whole.filter_map(Live::of));
+            base = next;
+        }
         Ok(Some(Relocation { segment, file, left }))
     }
 

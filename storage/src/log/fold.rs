@@ -20,7 +20,7 @@ use super::superblock::{Contents, Superblock};
 use super::writer::Written;
 use super::{Identity, Recovered, RecoveredCheckpoint};
 use crate::codec::{self, CheckpointEnd, Gone, Intent, Reset, TablePart, Vote};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::erase::{overwrite, plan};
 use crate::error::{Damage, OpenError};
 use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -76,7 +76,7 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
         });
     };
     let mut state = LogState::default();
-    let scanned = scan_all(disk, &superblock.contents, superblock.end, &mut state)?;
+    let scanned = scan_all(disk, &superblock.contents, &superblock.ends, &mut state)?;
     scanned.check(disk)?;
     let lost_bodies = scanned.lost.len() as u64;
     let records = scanned.records.len() as u64;
@@ -109,7 +109,7 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
         return super::salvage::salvage(disk, identity, segment_bytes, &reset);
     }
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &superblock.contents, superblock.end, &mut state)?;
+    let mut scanned = scan_all(disk, &superblock.contents, &superblock.ends, &mut state)?;
     note_strange_segments(disk, &superblock.contents, &mut scanned)?;
     // A tail that was cut where it was ambiguous looks whole.
     scanned.damage.end_is_whole &= superblock.contents.pending.is_none();
@@ -135,16 +135,18 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> 
             false => segment.end as u64,
         };
         if from < end {
-            let mut bytes = vec![0; (end - from) as usize];
-            let again = segment
-                .file
-                .read_at(&mut bytes, from)
-                .and_then(|()| segment.file.write_at(&bytes, from))
-                .and_then(|()| segment.file.sync_data());
+            let again = write_again(&*segment.file, from, end).and_then(|()| segment.file.sync_data());
             again.map_err(io("syncing the tail again"))?;
         }
     }
     finish(disk, superblock, state, scanned)
+}
+
+/// Writes what is read, so that it is on the medium once it is synced.
+pub(super) fn write_again(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> {
+    let mut bytes = vec![0; (to - from) as usize];
+    file.read_at(&mut bytes, from)?;
+    file.write_at(&bytes, from)
 }
 
 pub(super) fn io(what: &'static str) -> impl Fn(std::io::Error) -> OpenError {
@@ -209,6 +211,7 @@ pub(super) fn finish(
         replayed => replayed?,
     };
     superblock.contents.boots += 1;
+    superblock.ends = state.segments.iter().map(|(id, segment)| (*id, segment.end)).collect();
     superblock.store().map_err(io("writing the superblock"))?;
     recovered.boots = superblock.contents.boots;
     recovered.ambiguous_tail = ambiguous_tail;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::fold::decode;
 use super::recovery::{self, Found, Scan, Verdict};
 use super::state::{LogState, Segment};
-use super::superblock::{Contents, End};
+use super::superblock::{Contents, Ends};
 use crate::codec::{self, Intent, Reset, SegmentHead, Vote};
 use crate::disk::{Disk, DiskFile};
 use crate::erase::plan;
@@ -96,7 +96,7 @@ pub(super) fn read_segment(file: &dyn DiskFile, size: u64) -> (Vec<u8>, Vec<(u32
 pub(super) fn scan_all(
     disk: &dyn Disk,
     contents: &Contents,
-    end: Option<End>,
+    ends: &Ends,
     state: &mut LogState,
 ) -> Result<Scanned, OpenError> {
     let mut scans: Vec<(SegmentId, Scan)> = Vec::new();
@@ -130,7 +130,7 @@ pub(super) fn scan_all(
     // A superblock that was made from segments of which none could be told names none.
     let newest = scans.last().map_or(SegmentId(0), |(id, _)| *id);
     let mark = scans.iter().map(|(_, scan)| recovery::highest_mark(&scan.records)).max().unwrap_or_default();
-    let mark = mark.max(end.unwrap_or_default());
+    let mark = mark.max(ends.last_key_value().map(|(id, end)| (*id, *end)).unwrap_or_default());
     let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
         let intent: Intent = decode("intent", found)?;
@@ -157,7 +157,7 @@ pub(super) fn scan_all(
         lost: Vec::new(),
     };
     let none = Vec::new();
-    let ends = short_ends(&scans)?;
+    let short = short_ends(&scans)?;
     for (id, mut scan) in scans {
         let erased = intents.get(&id).unwrap_or(&none);
         let covered =
@@ -199,8 +199,16 @@ pub(super) fn scan_all(
                 scanned.damage.note(format!("segment {id} offset {}", hole.from), &hole.why);
             }
         }
-        if let Some((end, why)) = ends.get(&id).filter(|_| id >= counts_from) {
+        if let Some((end, why)) = short.get(&id).filter(|_| id >= counts_from) {
             scanned.damage.note(format!("segment {id} offset {end}"), why);
+        }
+        if let Some(end) =
+            ends.get(&id).filter(|end| id >= counts_from && scan.end < **end && scan.holes.is_empty())
+        {
+            let why = format!("its records end here, and it was synced up to {end}");
+            scanned.damage.note(format!("segment {id} offset {}", scan.end), why);
+            // Nothing tells whether what is missing was written before what is there.
+            scanned.damage.end_is_whole = false;
         }
         for found in &scan.records {
             let range = (found.location.body_offset() as u32, found.location.body_bytes);
@@ -220,21 +228,20 @@ pub(super) fn scan_all(
         scanned.end = (id, scan.end);
         scanned.records.extend(scan.records);
     }
-    if let Some(end) = end.filter(|end| scanned.end < *end) {
-        scanned.damage.end_is_whole = false;
-        let why = format!("the log ends here, and was synced up to segment {} offset {}", end.0, end.1);
-        scanned.damage.note(format!("segment {} offset {}", scanned.end.0, scanned.end.1), why);
-    }
     Ok(scanned)
 }
 
-/// The ranges of the last round of erasing: nothing says that it was synced. Each round before it was, or there would be no other.
+/// The ranges of the last round of erasing, unless it is said to be over: nothing tells that it was synced. Each round before it was, or there
+/// would be no other.
 fn newest_intents(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, Vec<plan::Range>>, OpenError> {
     let mut ranges: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for found in scans.iter().rev().flat_map(|(_, scan)| scan.records.iter().rev()) {
         match found.kind {
             Kind::Intent => {
                 let intent: Intent = decode("intent", found)?;
+                if intent.ranges.is_empty() {
+                    break;
+                }
                 ranges.entry(intent.segment).or_default().extend(intent.ranges);
             }
             // The intents of a round follow each other, whatever a new batch or segment opens with between them.

@@ -79,6 +79,13 @@ pub enum Verdict {
 }
 
 impl Scan {
+    /// Where the window begins that follows one of `base..to` in a segment that ends at `end`: the last batch may go on behind it, and is
+    /// read with the next one.
+    pub(crate) fn next_window(&self, base: u32, to: u32, end: u32) -> u32 {
+        let next = if to < end && self.last_batch > base { self.last_batch } else { to };
+        next.next_multiple_of(BLOCK_BYTES as u32).min(end.max(to))
+    }
+
     /// Of a file that is not there.
     pub(crate) fn missing(segment_bytes: u32) -> Scan {
         let why = Invalid::Bad("its file is missing");

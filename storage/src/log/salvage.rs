@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::Identity;
-use super::fold::{Opened, check_owner, decode, finish, io};
+use super::fold::{Opened, check_owner, decode, finish, io, write_again};
 use super::judge::scan_all;
 use super::recovery::{self, Found};
 use super::segment::{create, file_name, slot_of};
 use super::state::{LogState, Segment};
-use super::superblock::{Contents, Superblock};
+use super::superblock::{Contents, Ends, Superblock};
 use crate::clock;
 use crate::codec::{Reset, SegmentHead};
 use crate::disk::Disk;
@@ -36,8 +36,17 @@ pub(super) fn salvage(
     };
     check_owner(disk, identity, &contents)?;
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &contents, None, &mut state)?;
+    let mut scanned = scan_all(disk, &contents, &Ends::new(), &mut state)?;
     let size = contents.segment_bytes;
+    // As at any open: bodies that stand in the page cache alone are not to be counted upon.
+    for (id, segment) in state.segments.range(scanned.mark.0..) {
+        let records = scanned.records.iter().filter(|f| f.location.segment == *id);
+        for found in records {
+            let (from, to) = (found.location.offset as u64, found.end() as u64);
+            write_again(&*segment.file, from, to.min(size)).map_err(io("syncing what is left again"))?;
+        }
+        segment.file.sync_data().map_err(io("syncing what is left again"))?;
+    }
     let mut unreadable = std::mem::take(&mut scanned.holes);
     unreadable.extend(scanned.cut.take().map(|(id, from)| (id, from, size as u32)));
     let slots = disk.list().map_err(io("listing the directory"))?;

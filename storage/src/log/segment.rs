@@ -82,6 +82,11 @@ impl Inner {
         Ok((slot, made?))
     }
 
+    /// A segment's file by a descriptor of its own.
+    pub(crate) fn open_segment_file(&self, slot: u32) -> std::io::Result<Arc<dyn DiskFile>> {
+        self.disk.open(&file_name(slot))
+    }
+
     /// Keeps one zeroed file ready. Want of room is not an error here.
     pub(crate) fn fill_pool(&self) {
         if !lock(&self.pool).is_empty() {
@@ -137,12 +142,14 @@ impl Inner {
 
     /// Writes to the superblock how far the log is synced, if that is further than it says.
     pub(crate) fn note_end(&self) -> std::io::Result<()> {
-        let synced = Some(self.state().synced);
+        let (segment, offset) = self.state().synced;
         let mut superblock = self.superblock();
-        if superblock.end >= synced {
+        // Given back meanwhile, if it is not there.
+        let is_used = superblock.contents.segments.iter().any(|(id, _)| *id == segment);
+        if !is_used || superblock.ends.get(&segment).is_some_and(|end| *end >= offset) {
             return Ok(());
         }
-        superblock.end = synced;
+        superblock.ends.insert(segment, offset);
         superblock.store()
     }
 
@@ -159,6 +166,7 @@ impl Inner {
     pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<(u32, Arc<dyn DiskFile>)>> {
         let mut superblock = self.superblock();
         superblock.contents.segments.retain(|(other, _)| *other != id);
+        superblock.ends.remove(&id);
         superblock.store()?;
         drop(superblock);
         Ok(self.state().remove_segment(id).map(|segment| (segment.slot, segment.file)))

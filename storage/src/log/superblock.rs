@@ -1,11 +1,12 @@
 //! The superblock: who owns the directory and which segment stands in which file.
 //!
 //! File `superblock`, two copies of 1 MiB each. A copy is `HFSB`, version (1 byte), three zero bytes, payload length
-//! (u32), CRC-32 of the payload (u32), payload; then, if it is known, where the log ends at least: `HFSE`, segment (u64), offset (u32),
-//! CRC-32 of these sixteen bytes (u32), which earlier builds do not look at. Valid if and only if magic, version, length and CRC are right; the
+//! (u32), CRC-32 of the payload (u32), payload; then, behind it, where earlier builds do not look, up to where segments
+//! were synced at least: `HFSE`, how many (u32), for each its id (u64) and the offset (u32), CRC-32 of all of the copy up to here (u32). Valid if and only if magic, version, length and CRC are right; the
 //! valid copy with the higher sequence number counts. A write goes to the other copy and is synced, so a crash
 //! at the worst moment leaves the one before.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
@@ -16,15 +17,15 @@ use crate::error::{Damage, OpenError};
 use crate::limits::SUPERBLOCK_COPY_BYTES;
 use crate::position::SegmentId;
 
-/// A segment, and an offset in it.
-pub(crate) type End = (SegmentId, u32);
+/// Offsets in segments.
+pub(crate) type Ends = BTreeMap<SegmentId, u32>;
 
 const NAME: &str = "superblock";
 const UNFINISHED: &str = "superblock.new";
 const MAGIC: [u8; 4] = *b"HFSB";
 const VERSION: u8 = 1;
-const END_MAGIC: [u8; 4] = *b"HFSE";
-const END_BYTES: usize = 20;
+const ENDS_MAGIC: [u8; 4] = *b"HFSE";
+const END_BYTES: usize = 12;
 const PREFIX_BYTES: usize = 16;
 
 /// What the superblock says.
@@ -50,8 +51,11 @@ pub(crate) struct Contents {
 pub(crate) struct Superblock {
     file: Arc<dyn DiskFile>,
     pub(crate) contents: Contents,
-    /// The log was synced up to here at least, as of a second or two ago or of its closing: if it ends before, something is lost.
-    pub(crate) end: Option<End>,
+    /// Up to where segments were synced at least: the newest as of a second or two ago or of the log's closing, the others as they were
+    /// left. One that ends before has lost something. None of a segment to which an earlier build wrote.
+    pub(crate) ends: Ends,
+    /// The copy that was read: the other one may be all that is on the medium, so it is written last.
+    read_from: Option<u64>,
 }
 
 impl Superblock {
@@ -63,7 +67,7 @@ impl Superblock {
         }
         let file = disk.create(UNFINISHED)?;
         file.write_at(&vec![0; 2 * SUPERBLOCK_COPY_BYTES as usize], 0)?;
-        let mut superblock = Superblock { file, contents, end: None };
+        let mut superblock = Superblock { file, contents, ends: Ends::new(), read_from: None };
         superblock.store()?;
         disk.rename(UNFINISHED, NAME)?;
         disk.sync_dir()?;
@@ -90,22 +94,21 @@ impl Superblock {
             return Ok(None);
         }
         let file = disk.open(NAME).map_err(io)?;
-        let mut newest: Option<Contents> = None;
-        let mut end = None;
+        let mut newest: Option<(Contents, Ends, u64)> = None;
         for copy in 0..2 {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             if file.read_at(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_err() {
                 continue;
             }
             let Some(contents) = parse(disk, &bytes)? else { continue };
-            // It never goes back: the highest counts.
-            end = end.max(end_of(&bytes));
-            if newest.as_ref().is_none_or(|n| n.sequence < contents.sequence) {
-                newest = Some(contents);
+            if newest.as_ref().is_none_or(|(n, _, _)| n.sequence < contents.sequence) {
+                newest = Some((contents, ends_of(&bytes), copy));
             }
         }
         match newest {
-            Some(contents) => Ok(Some(Superblock { file, contents, end })),
+            Some((contents, ends, copy)) => {
+                Ok(Some(Superblock { file, contents, ends, read_from: Some(copy) }))
+            }
             // Both copies are written before anything refers to the directory: it was there.
             None => {
                 let mut damage = Damage::default();
@@ -121,7 +124,7 @@ impl Superblock {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             self.file.read_from_medium(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_ok()
                 && contents_of(&bytes).is_some_and(|contents| contents == self.contents)
-                && end_of(&bytes) == self.end
+                && ends_of(&bytes) == self.ends
         })
     }
 
@@ -135,17 +138,18 @@ impl Superblock {
         bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
-        if let Some((segment, offset)) = self.end {
-            let from = bytes.len();
-            bytes.extend_from_slice(&END_MAGIC);
+        bytes.extend_from_slice(&ENDS_MAGIC);
+        bytes.extend_from_slice(&(self.ends.len() as u32).to_le_bytes());
+        for (segment, offset) in &self.ends {
             bytes.extend_from_slice(&segment.0.to_le_bytes());
             bytes.extend_from_slice(&offset.to_le_bytes());
-            bytes.extend_from_slice(&crc32fast::hash(&bytes[from..]).to_le_bytes());
         }
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         if bytes.len() as u64 > SUPERBLOCK_COPY_BYTES {
             return Err(std::io::Error::other("the list of segments has outgrown the superblock"));
         }
-        for copy in [self.contents.sequence % 2, (self.contents.sequence + 1) % 2] {
+        let first = self.read_from.take().unwrap_or(self.contents.sequence % 2);
+        for copy in [first, 1 - first] {
             self.file.write_at(&bytes, copy * SUPERBLOCK_COPY_BYTES)?;
             self.file.sync_data()?;
         }
@@ -174,16 +178,24 @@ fn contents_of(bytes: &[u8]) -> Option<Contents> {
     codec::decode("superblock", payload).ok()
 }
 
-/// Where a copy says that the log ends at least.
-fn end_of(bytes: &[u8]) -> Option<End> {
-    let payload_bytes = u32::from_le_bytes(*bytes[8..].first_chunk()?) as usize;
-    let end = bytes.get(PREFIX_BYTES + payload_bytes..)?.first_chunk::<END_BYTES>()?;
-    let (fields, crc) = end.split_at(END_BYTES - 4);
-    let (magic, fields_left) = fields.split_at(4);
-    let (segment, offset) = fields_left.split_at(8);
-    let is_valid = magic == END_MAGIC && crc == crc32fast::hash(fields).to_le_bytes();
-    let segment = SegmentId(u64::from_le_bytes(segment.try_into().ok()?));
-    is_valid.then_some((segment, u32::from_le_bytes(offset.try_into().ok()?)))
+/// Up to where a copy says that segments were synced; nothing if it was written by an earlier build.
+fn ends_of(bytes: &[u8]) -> Ends {
+    let found = || {
+        let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let begin = PREFIX_BYTES + number(8)? as usize;
+        let from = begin + ENDS_MAGIC.len() + size_of::<u32>();
+        let count = number(begin + ENDS_MAGIC.len())? as usize;
+        let to = from.checked_add(count.checked_mul(END_BYTES)?)?;
+        let is_valid =
+            bytes.get(begin..)?.starts_with(&ENDS_MAGIC) && number(to)? == crc32fast::hash(bytes.get(..to)?);
+        let end = |field: &[u8]| {
+            let (segment, offset) = field.split_first_chunk::<8>()?;
+            let offset = u32::from_le_bytes(*offset.first_chunk()?);
+            Some((SegmentId(u64::from_le_bytes(*segment)), offset))
+        };
+        bytes[from..to].chunks(END_BYTES).map(end).collect::<Option<Ends>>().filter(|_| is_valid)
+    };
+    found().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -220,16 +232,16 @@ mod tests {
         };
         let golden: Vec<&str> = include_str!("../../testdata/superblock.hex").lines().collect();
         assert_eq!(hex(&disk), golden[0]);
-        superblock.end = Some((SegmentId(300), 4096));
+        superblock.ends = Ends::from([(SegmentId(6), 1 << 20), (SegmentId(300), 4096)]);
         superblock.store().expect("a sound disk");
         assert_eq!(hex(&disk), golden[1]);
         let read = Superblock::load(&disk).expect("readable").expect("there");
-        assert_eq!(read.end, superblock.end);
+        assert_eq!(read.ends, superblock.ends);
         assert_eq!(read.contents, Contents { sequence: 43, ..contents });
-        // Octets that are no end are none.
-        let mut bytes = disk.contents(NAME);
-        let at = bytes.windows(4).position(|part| part == END_MAGIC).expect("it stands there");
-        bytes[at + 6] ^= 1;
-        assert_eq!(end_of(&bytes[..SUPERBLOCK_COPY_BYTES as usize]), None);
+        // As an earlier build leaves it: a payload, and behind it what does not go with it.
+        let mut bytes = disk.contents(NAME)[..SUPERBLOCK_COPY_BYTES as usize].to_vec();
+        bytes[PREFIX_BYTES] ^= 1;
+        assert_eq!(ends_of(&bytes), Ends::new());
+        assert_eq!(ends_of(&bytes[..40]), Ends::new());
     }
 }

@@ -311,7 +311,7 @@ impl Writer {
             superblock.contents.newest.0 += 1;
             let id = superblock.contents.newest;
             superblock.contents.segments.push((id, slot));
-            superblock.end = Some(self.synced);
+            superblock.ends.insert(self.active, end);
             superblock.store().map_err(|e| format!("superblock: {e}"))?;
             id
         };
