@@ -203,7 +203,8 @@ fn tell_about(cluster: &Cluster, delivery: &Arc<Delivery>, intake: &Arc<Intake>)
         };
         let egress = delivery.setup().dialer.egress();
         let why_not = intake.not_accepting().map(|(why, _)| why);
-        let about = About { egress, why_not, scrub: Some(scrub(&cluster.scrubbed())), level: level::NEWEST };
+        let scrub = Some(scrub(&cluster.scrubbed()));
+        let about = About { egress, why_not, scrub, level: level::NEWEST, held: delivery.held() };
         serde_json::to_vec(&about).unwrap_or_default()
     });
 }

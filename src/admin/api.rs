@@ -135,6 +135,9 @@ pub struct About {
     /// The newest feature level that it knows; see [`crate::queue::level`].
     #[serde(default)]
     pub level: u8,
+    /// If it leads: how many messages are held, and how many of them were tried before.
+    #[serde(default)]
+    pub held: Option<(usize, usize)>,
 }
 
 /// A node's search for rot in what it holds; see `[storage] scrub_rate`.

@@ -533,14 +533,16 @@ impl Admin {
             let queue = lock(&self.queue);
             (queue.young(), queue.level())
         };
-        let held = match self.delivery.held() {
+        let about = |node: &Option<NodeReport>| {
+            node.as_ref().and_then(|node| serde_json::from_slice::<About>(&node.about).ok())
+        };
+        // The leader keeps count; without one the queue is looked at.
+        let leader = report.leader.and_then(|leader| about(&report.nodes.get(&leader)?.1)?.held);
+        let held = match self.delivery.held().or(leader) {
             Some(held) => Some(held),
             None => timeout(COUNT_PATIENCE, self.count_held()).await.ok(),
         };
         let deferred = totals.deferred - held.map_or(0, |(_, tried)| tried).min(totals.deferred);
-        let about = |node: &Option<NodeReport>| {
-            node.as_ref().and_then(|node| serde_json::from_slice::<About>(&node.about).ok())
-        };
         let why_not = self.intake.not_accepting().map(|(why, _)| why);
         let why_not = why_not.or_else(|| report.leader.is_none().then(|| "no leader".into()));
         // What is proposed goes to the leader, who may refuse it.
