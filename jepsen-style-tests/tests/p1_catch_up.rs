@@ -166,7 +166,9 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     nodes.kill(leader);
     assert_eq!(nodes.wait_leader(), other, "the follower lacks too much to lead");
     let term = nodes.status().unwrap()["term"].clone();
+    // The sleeper acknowledges nothing yet: until the old leader has read its log there is no quorum, and after 10 s of that a 451.
     nodes.start(leader);
+    nodes.wait_accepting();
     // Meanwhile mail comes in, far more of it than a leader keeps for a follower that is behind.
     let said = "the bodies of a snapshot are here";
     let mut client = Client::connect(other, &nodes.smtp(other)).unwrap();

@@ -131,12 +131,20 @@ pub(super) fn scan_all(
     let newest = scans.last().map_or(SegmentId(0), |(id, _)| *id);
     let mark = scans.iter().map(|(_, scan)| recovery::highest_mark(&scan.records)).max().unwrap_or_default();
     let mark = mark.max(ends.last_key_value().map(|(id, end)| (*id, *end)).unwrap_or_default());
-    let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
-    for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
-        let intent: Intent = decode("intent", found)?;
-        intents.entry(intent.segment).or_default().extend(intent.ranges);
+    // Not to be taken for a torn tail.
+    for (id, scan) in &scans {
+        if let Some(Invalid::Newer(found)) =
+            scan.holes.iter().map(|h| &h.why).find(|why| matches!(why, Invalid::Newer(_)))
+        {
+            let what = format!("segment {id}");
+            return Err(OpenError::NewerFormat { what, found: *found, known: VERSION });
+        }
     }
-    intents.values_mut().for_each(plan::merge);
+    let whole = end_is_whole(&scans)?;
+    let short = short_ends(&scans)?;
+    let cut = cut_tail(&mut scans, mark)?;
+    // What stands in a tail that was cut says nothing: an intent there was never synced, so nothing was erased on its strength.
+    let intents = intents_of(&scans)?;
     let again = newest_intents(&scans)?;
     // What stands before a reset is void but for its bodies: what is wrong there was dealt with.
     let mut counts_from = SegmentId(0);
@@ -149,50 +157,17 @@ pub(super) fn scan_all(
         records: Vec::new(),
         end: (newest, 0),
         mark,
-        cut: None,
-        ambiguous: false,
+        cut: cut.map(|(at, _)| at),
+        ambiguous: cut.is_some_and(|(_, verdict)| verdict == Verdict::Ambiguous),
         redo: BTreeMap::new(),
-        damage: Damage { end_is_whole: end_is_whole(&scans)?, ..Damage::default() },
+        damage: Damage { end_is_whole: whole, ..Damage::default() },
         holes: Vec::new(),
         lost: Vec::new(),
     };
+    scanned.damage.end_is_whole &= !scanned.ambiguous;
     let none = Vec::new();
-    let short = short_ends(&scans)?;
-    for (id, mut scan) in scans {
+    for (id, scan) in scans {
         let erased = intents.get(&id).unwrap_or(&none);
-        let covered =
-            |f: &Found| plan::covers(erased, (f.location.body_offset() as u32, f.location.body_bytes));
-        if let Some(Invalid::Newer(found)) =
-            scan.holes.iter().map(|h| &h.why).find(|why| matches!(why, Invalid::Newer(_)))
-        {
-            let what = format!("segment {id}");
-            return Err(OpenError::NewerFormat { what, found: *found, known: VERSION });
-        }
-        if id == newest {
-            // A body that is neither what was written nor erased on purpose is as bad as a header.
-            let bodies = scan.records.iter().filter(|f| !f.body_intact && !covered(f));
-            let bodies =
-                bodies.map(|f| (f.location.offset, f.zero_block, "the body's CRC is wrong".to_string()));
-            // A segment is zeroed before its first batch: what stands there instead was not left by a crash.
-            let holes = scan.holes.iter().filter(|h| h.by_crash && (h.from > 0 || h.zero_block));
-            let holes = holes.map(|h| (h.from, h.zero_block, h.why.to_string()));
-            // The tail begins at the first bad place behind which no batch begins.
-            let tail = bodies.chain(holes).filter(|(from, _, _)| scan.last_batch <= *from).min();
-            if let Some((offset, zero_block, why)) = tail {
-                let verdict = recovery::verdict(true, (id, offset), mark, zero_block, false);
-                if verdict != Verdict::Damaged {
-                    scanned.ambiguous = verdict == Verdict::Ambiguous;
-                    scanned.damage.end_is_whole &= !scanned.ambiguous;
-                    tracing::warn!(segment = id.0, offset, why, "the tail of the log was cut off");
-                    scan.records.retain(|f| f.location.offset < offset);
-                    // A file that is short, or cannot be read, was not made so by a crash.
-                    scan.holes.retain(|h| h.from < offset || !h.by_crash || h.from == 0 && !h.zero_block);
-                    let end = scan.records.last().map_or(0, Found::end);
-                    scan.end = end.next_multiple_of(BLOCK_BYTES as usize) as u32;
-                    scanned.cut = Some((id, end as u32));
-                }
-            }
-        }
         for hole in &scan.holes {
             scanned.holes.push((id, hole.from, hole.to));
             if id >= counts_from {
@@ -229,6 +204,49 @@ pub(super) fn scan_all(
         scanned.records.extend(scan.records);
     }
     Ok(scanned)
+}
+
+/// Ranges that intents name, by segment.
+fn intents_of(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, Vec<plan::Range>>, OpenError> {
+    let mut intents: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
+    for found in scans.iter().flat_map(|(_, scan)| &scan.records).filter(|f| f.kind == Kind::Intent) {
+        let intent: Intent = decode("intent", found)?;
+        intents.entry(intent.segment).or_default().extend(intent.ranges);
+    }
+    intents.values_mut().for_each(plan::merge);
+    Ok(intents)
+}
+
+/// Where a tail begins, and what it is.
+type Cut = ((SegmentId, u32), Verdict);
+
+/// Takes what a crash may have left behind the end of the newest segment out of its scan.
+fn cut_tail(scans: &mut [(SegmentId, Scan)], mark: (SegmentId, u32)) -> Result<Option<Cut>, OpenError> {
+    let intents = intents_of(scans)?;
+    let Some((id, scan)) = scans.last_mut() else { return Ok(None) };
+    let none = Vec::new();
+    let erased = intents.get(id).unwrap_or(&none);
+    let covered = |f: &Found| plan::covers(erased, (f.location.body_offset() as u32, f.location.body_bytes));
+    // A body that is neither what was written nor erased on purpose is as bad as a header.
+    let bodies = scan.records.iter().filter(|f| !f.body_intact && !covered(f));
+    let bodies = bodies.map(|f| (f.location.offset, f.zero_block, "the body's CRC is wrong".to_string()));
+    // A segment is zeroed before its first batch: what stands there instead was not left by a crash.
+    let holes = scan.holes.iter().filter(|h| h.by_crash && (h.from > 0 || h.zero_block));
+    let holes = holes.map(|h| (h.from, h.zero_block, h.why.to_string()));
+    // The tail begins at the first bad place behind which no batch begins.
+    let tail = bodies.chain(holes).filter(|(from, _, _)| scan.last_batch <= *from).min();
+    let Some((offset, zero_block, why)) = tail else { return Ok(None) };
+    let verdict = recovery::verdict(true, (*id, offset), mark, zero_block, false);
+    if verdict == Verdict::Damaged {
+        return Ok(None);
+    }
+    tracing::warn!(segment = id.0, offset, why, "the tail of the log was cut off");
+    scan.records.retain(|f| f.location.offset < offset);
+    // A file that is short, or cannot be read, was not made so by a crash.
+    scan.holes.retain(|h| h.from < offset || !h.by_crash || h.from == 0 && !h.zero_block);
+    let end = scan.records.last().map_or(0, Found::end);
+    scan.end = end.next_multiple_of(BLOCK_BYTES as usize) as u32;
+    Ok(Some(((*id, end as u32), verdict)))
 }
 
 /// The ranges of the last round of erasing, unless it is said to be over: nothing tells that it was synced. Each round before it was, or there
@@ -296,4 +314,67 @@ fn short_ends(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, (u32, S
         }
     }
     Ok(short)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Entry, Identity, Log, Options};
+    use super::*;
+    use crate::codec::Mark;
+    use crate::disk::sim::SimDisk;
+    use crate::position::{LogPosition, Term};
+    use crate::record::{self, Record};
+
+    fn open(disk: &SimDisk) -> Log {
+        let options = Options {
+            segment_bytes: 4 << 20,
+            move_below_percent: 0,
+            scrub_bytes_per_second: 0,
+            on_erased: Arc::new(|_| {}),
+            on_failure: Arc::new(|_| {}),
+        };
+        let identity = Identity { cluster: "c".into(), node: 1 };
+        Log::open(Arc::new(disk.clone()), identity, options).expect("a crash alone").0
+    }
+
+    fn entry(index: u64) -> Entry {
+        let at = LogPosition { term: Term(1), index: LogIndex(index) };
+        Entry { at, head: "head".into(), body: vec![b'x'; 9000].into() }
+    }
+
+    /// The power goes while a batch is written that brings an entry and, behind it, an intent. Of the intent nobody was told.
+    #[test]
+    fn p9_an_intent_in_a_torn_tail_says_nothing() {
+        let disk = SimDisk::new(1);
+        let log = open(&disk);
+        log.append(vec![entry(0)], Box::new(|_| {}));
+        drop(log);
+        let log = open(&disk);
+        let place = log.inner.state().bodies[&LogIndex(0)].1.expect("it is on disk");
+        let (segment, start) = log.inner.state().synced;
+        drop(log);
+        let mut batch = Vec::new();
+        let mut add = |record: Record| {
+            let offset = start + batch.len() as u32;
+            record::write(&mut batch, &record, segment, offset);
+        };
+        add(Record::of(Kind::Mark, codec::encode(&Mark { synced: (segment, start) })));
+        let Entry { at, head, body } = entry(1);
+        add(Record { kind: Kind::Entry, at, head, body });
+        let ranges = vec![(place.body_offset() as u32, place.body_bytes)];
+        add(Record::of(Kind::Intent, codec::encode(&Intent { segment, ranges })));
+        // Of three blocks the second did not come to the disk.
+        let file = disk.open("segment-000000").expect("it is there");
+        let (first, last) = (&batch[..4096], &batch[8192..]);
+        file.write_at(first, start as u64).expect("a sound disk");
+        file.write_at(last, start as u64 + 8192).expect("a sound disk");
+        for start in 1..3 {
+            let log = open(&disk);
+            assert_eq!(log.last().map(|at| at.index), Some(LogIndex(0)));
+            let is_there = log.body(LogIndex(0)).is_ok_and(|body| body[..] == [b'x'; 9000]);
+            assert!(is_there, "start {start}");
+        }
+    }
 }
