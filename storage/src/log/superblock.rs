@@ -138,6 +138,12 @@ impl Superblock {
         bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
         bytes.extend_from_slice(&payload);
+        // So many segments that not all of their ends find room are some terabytes: the newest ends count most.
+        let ends_max =
+            (SUPERBLOCK_COPY_BYTES as usize).saturating_sub(bytes.len() + PREFIX_BYTES) / END_BYTES;
+        while self.ends.len() > ends_max {
+            self.ends.pop_first();
+        }
         bytes.extend_from_slice(&ENDS_MAGIC);
         bytes.extend_from_slice(&(self.ends.len() as u32).to_le_bytes());
         for (segment, offset) in &self.ends {
@@ -238,6 +244,15 @@ mod tests {
         let read = Superblock::load(&disk).expect("readable").expect("there");
         assert_eq!(read.ends, superblock.ends);
         assert_eq!(read.contents, Contents { sequence: 43, ..contents });
+        // More than there is room for.
+        superblock.ends = (0..100_000).map(|id| (SegmentId(id), 4096)).collect();
+        superblock.store().expect("a sound disk");
+        let read = Superblock::load(&disk).expect("readable").expect("there");
+        assert_eq!(read.ends, superblock.ends);
+        assert_eq!(read.ends.last_key_value(), Some((&SegmentId(99_999), &4096)));
+        assert!(read.is_whole() && read.ends.len() > 80_000);
+        superblock.ends = Ends::from([(SegmentId(6), 1 << 20)]);
+        superblock.store().expect("a sound disk");
         // As an earlier build leaves it: a payload, and behind it what does not go with it.
         let mut bytes = disk.contents(NAME)[..SUPERBLOCK_COPY_BYTES as usize].to_vec();
         bytes[PREFIX_BYTES] ^= 1;
