@@ -41,6 +41,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What this node tells a peer that asks.
 pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
+    let (has, lost) = cluster.inner.log.has();
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let leads = cluster.leading().is_some();
@@ -51,7 +52,8 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
         vote: Some(stored_vote(&metrics.vote)),
         leads,
         committed: metrics.local_committed.as_ref().map(position),
-        has: cluster.inner.log.has(),
+        has,
+        lost,
         // What it may have had counts as what it has: its own doubt is not to be forgotten by asking it.
         last: cluster.inner.log.last().max(cluster.inner.log.doubt()),
         matched: progress.and_then(|p| p.get(&asker)).and_then(|at| at.as_ref()).map(position),
@@ -62,10 +64,12 @@ pub(crate) fn seen(cluster: &Cluster, raft: &Raft, asker: u64) -> Seen {
 pub(crate) fn seen_before(cluster: &Cluster) -> Seen {
     let log = &cluster.inner.log;
     let last = log.last().max(cluster.inner.state_machine.position());
+    let (has, lost) = log.has();
     Seen {
         vote: log.vote(),
         committed: log.committed(),
-        has: log.has(),
+        has,
+        lost,
         last: last.max(log.doubt()),
         ..Seen::default()
     }
@@ -113,7 +117,8 @@ pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
     loop {
         // Also of whoever answers late.
         ends_well &= !knows_better(own, &answers, damage.vote, damage.last);
-        let waits_for = what_is_missing(ends_well, answers.len() == others.count(), damage.last, &answers);
+        let waits_for =
+            what_is_missing(ends_well, answers.len() == others.count(), (damage.last, void_but), &answers);
         let Some(waits_for) = waits_for else {
             return match ends_well {
                 true => Reset { vote: damage.vote, last: damage.last, void_but },
@@ -133,13 +138,14 @@ pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
 fn what_is_missing(
     ends_well: bool,
     all_are_heard: bool,
-    last: Option<LogPosition>,
+    (last, void_but): (Option<LogPosition>, Option<LogIndex>),
     answers: &BTreeMap<u64, Seen>,
 ) -> Option<&'static str> {
     if !ends_well && !all_are_heard {
         return Some("what was written last is damaged: waiting for all other nodes, as a vote may be lost");
     }
-    let is_there = answers.values().filter_map(|seen| seen.has).max() >= last;
+    // Bodies up to `void_but` are not given up here: that somebody lacks one of those is no matter.
+    let is_there = last.is_none() || answers.values().any(|seen| seen.has >= last && seen.lost <= void_but);
     (!is_there).then_some(
         "older records are damaged, and no node that answers has all entries that stand behind them here: nothing is given up, waiting for one \
          that has them",
@@ -468,15 +474,19 @@ mod tests {
         let forgetful = has(at(2, 95), at(2, 100));
         let mine = Some(at(2, 100));
         let answers = |seen: &[Seen]| (2..).zip(seen.iter().copied()).collect::<BTreeMap<u64, Seen>>();
+        let mine = (mine, Some(LogIndex(90)));
         let waits =
             |ends_well, all, seen: &[Seen]| what_is_missing(ends_well, all, mine, &answers(seen)).is_some();
+        let lacks = |index| Seen { lost: Some(LogIndex(index)), ..long };
+        assert!(waits(true, true, &[short, lacks(100)]), "the body that stands here may be the last");
+        assert!(!waits(true, true, &[short, lacks(90)]), "that one is kept here");
         assert!(waits(true, false, &[]), "nobody answers");
         assert!(waits(true, true, &[short, short]), "what stands here may be the last copy");
         assert!(waits(true, true, &[short, forgetful]), "who may have had it does not have it");
         assert!(!waits(true, false, &[long]) && !waits(true, false, &[has(at(3, 97), at(3, 97))]));
         assert!(waits(false, false, &[long]), "a vote may be lost");
         assert!(!waits(false, true, &[long, short]));
-        assert!(what_is_missing(true, false, None, &answers(&[])).is_none(), "nothing is left");
+        assert!(what_is_missing(true, false, (None, None), &answers(&[])).is_none(), "nothing is left");
     }
 
     #[test]

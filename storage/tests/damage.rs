@@ -511,27 +511,27 @@ fn p9_a_sealed_segment_is_known_to_be_short_without_its_successor() {
     }
 }
 
-/// What a node says that it has ends before the first body that it lost: nobody may give up his own for it.
+/// What a node has, and which body it lost: nobody may give up his own for one that is not there.
 #[test]
-fn p9_a_log_has_nothing_from_its_first_lost_body_on() {
+fn p9_a_log_tells_what_it_has_and_what_it_lost() {
     let disk = SimDisk::new(51);
     let log = open(&disk).unwrap();
-    assert_eq!(log.has(), None);
+    assert_eq!(log.has(), (None, None));
     for index in 0..4 {
         let entry = Entry { at: at(index), head: Bytes::from_static(b"head"), body: body(index, 9000) };
         wait(&log, |done| log.append(vec![entry], done));
     }
-    assert_eq!(log.has(), Some(at(3)));
+    assert_eq!(log.has(), (Some(at(3)), None));
     drop(log);
     let contents = disk.contents("segment-000000");
     let place = contents.windows(stamp(2).len()).position(|w| w == stamp(2).as_bytes()).unwrap();
     disk.flip("segment-000000", place as u64 + 3, 1);
     let log = open(&disk).unwrap();
-    assert_eq!((log.last(), log.has()), (Some(at(3)), Some(at(1))));
-    log.purge(at(2));
-    assert_eq!(log.has(), None, "nor if it is below the floor");
+    assert_eq!(log.has(), (Some(at(3)), Some(LogIndex(2))));
+    log.purge(at(3));
+    assert_eq!(log.has(), (Some(at(3)), Some(LogIndex(2))), "also below the floor");
     wait(&log, |done| log.mend_body(LogIndex(2), body(2, 9000), done));
-    assert_eq!(log.has(), Some(at(3)));
+    assert_eq!(log.has(), (Some(at(3)), None));
 }
 
 fn until(holds: impl Fn() -> bool) {

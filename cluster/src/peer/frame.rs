@@ -114,8 +114,10 @@ pub(crate) struct Seen {
     pub(crate) leads: bool,
     /// The last position that it knows to be committed.
     pub(crate) committed: Option<LogPosition>,
-    /// The last position that it has.
+    /// The last position that it has, durable.
     pub(crate) has: Option<LogPosition>,
+    /// The highest index of which it lost the body.
+    pub(crate) lost: Option<LogIndex>,
     /// The last position that it has, or up to where it may have had one.
     pub(crate) last: Option<LogPosition>,
     /// As leader: up to where the one that asked has acknowledged entries.

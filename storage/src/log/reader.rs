@@ -133,18 +133,15 @@ impl Log {
         self.inner.state().lost.contains_key(&index)
     }
 
-    /// The last position up to which this log has everything: durable, and no body of it lost. What was purged counts as long as no body
-    /// below it is lost.
-    pub fn has(&self) -> Option<LogPosition> {
+    /// The last position that is durable here, and the highest index of which the body is lost.
+    pub fn has(&self) -> (Option<LogPosition>, Option<LogIndex>) {
         let state = self.inner.state();
-        let unwritten = state.slots.iter().rposition(|slot| slot.location.is_some()).map_or(0, |n| n + 1);
-        let end = LogIndex(state.first + unwritten as u64);
-        let lost = state.lost.keys().next().copied().unwrap_or(end).min(end);
-        let last = LogIndex(lost.0.checked_sub(1)?);
-        match state.slot(last) {
-            Some(slot) => Some(LogPosition { term: slot.term, index: last }),
-            None => state.floor.filter(|floor| floor.index <= last),
-        }
+        let written = state.slots.iter().rposition(|slot| slot.location.is_some());
+        let last = written.map(|n| {
+            let index = LogIndex(state.first + n as u64);
+            LogPosition { term: state.slots[n].term, index }
+        });
+        (last.or(state.floor), state.lost.keys().next_back().copied())
     }
 
     /// Length and CRC-32 of the body of an index, as its record has them.

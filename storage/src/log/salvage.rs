@@ -40,10 +40,14 @@ pub(super) fn salvage(
     let size = contents.segment_bytes;
     // As at any open: bodies that stand in the page cache alone are not to be counted upon.
     for (id, segment) in state.segments.range(scanned.mark.0..) {
-        let records = scanned.records.iter().filter(|f| f.location.segment == *id);
-        for found in records {
+        let behind = |f: &&Found| (*id, f.location.offset) >= scanned.mark;
+        let records = scanned.records.iter().filter(|f| f.location.segment == *id && f.body_intact);
+        for found in records.filter(behind) {
             let (from, to) = (found.location.offset as u64, found.end() as u64);
-            write_again(&*segment.file, from, to.min(size)).map_err(io("syncing what is left again"))?;
+            // What cannot be read now is void, or asked of the others when it is wanted.
+            if let Err(error) = write_again(&*segment.file, from, to.min(size)) {
+                tracing::warn!(%error, segment = id.0, from, "what is left could not be read again");
+            }
         }
         segment.file.sync_data().map_err(io("syncing what is left again"))?;
     }

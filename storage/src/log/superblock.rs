@@ -54,8 +54,9 @@ pub(crate) struct Superblock {
     /// Up to where segments were synced at least: the newest as of a second or two ago or of the log's closing, the others as they were
     /// left. One that ends before has lost something. None of a segment to which an earlier build wrote.
     pub(crate) ends: Ends,
-    /// The copy that was read: the other one may be all that is on the medium, so it is written last.
-    read_from: Option<u64>,
+    /// The copy that is written first by the next store, if that matters: one that is not valid; or, of two that are, the one that was
+    /// read, as the other may be all that is on the medium.
+    first: Option<u64>,
 }
 
 impl Superblock {
@@ -67,7 +68,7 @@ impl Superblock {
         }
         let file = disk.create(UNFINISHED)?;
         file.write_at(&vec![0; 2 * SUPERBLOCK_COPY_BYTES as usize], 0)?;
-        let mut superblock = Superblock { file, contents, ends: Ends::new(), read_from: None };
+        let mut superblock = Superblock { file, contents, ends: Ends::new(), first: None };
         superblock.store()?;
         disk.rename(UNFINISHED, NAME)?;
         disk.sync_dir()?;
@@ -95,19 +96,22 @@ impl Superblock {
         }
         let file = disk.open(NAME).map_err(io)?;
         let mut newest: Option<(Contents, Ends, u64)> = None;
+        let mut invalid = None;
         for copy in 0..2 {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
-            if file.read_at(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_err() {
+            let read = file.read_at(&mut bytes, copy * SUPERBLOCK_COPY_BYTES);
+            let parsed = if read.is_ok() { parse(disk, &bytes)? } else { None };
+            let Some(contents) = parsed else {
+                invalid = Some(copy);
                 continue;
-            }
-            let Some(contents) = parse(disk, &bytes)? else { continue };
+            };
             if newest.as_ref().is_none_or(|(n, _, _)| n.sequence < contents.sequence) {
                 newest = Some((contents, ends_of(&bytes), copy));
             }
         }
         match newest {
             Some((contents, ends, copy)) => {
-                Ok(Some(Superblock { file, contents, ends, read_from: Some(copy) }))
+                Ok(Some(Superblock { file, contents, ends, first: Some(invalid.unwrap_or(copy)) }))
             }
             // Both copies are written before anything refers to the directory: it was there.
             None => {
@@ -118,14 +122,17 @@ impl Superblock {
         }
     }
 
-    /// Whether both copies say what they should.
-    pub(crate) fn is_whole(&self) -> bool {
-        (0..2).all(|copy| {
+    /// Whether both copies say what they should. One that does not is the first that is written next.
+    pub(crate) fn is_whole(&mut self) -> bool {
+        let is_right = |copy: &u64| {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             self.file.read_from_medium(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_ok()
                 && contents_of(&bytes).is_some_and(|contents| contents == self.contents)
                 && ends_of(&bytes) == self.ends
-        })
+        };
+        let wrong = (0..2).find(|copy| !is_right(copy));
+        self.first = wrong.or(self.first);
+        wrong.is_none()
     }
 
     /// Writes the contents to the older copy and syncs it, then to the other: one copy that rots is never replaced by a stale one.
@@ -154,7 +161,7 @@ impl Superblock {
         if bytes.len() as u64 > SUPERBLOCK_COPY_BYTES {
             return Err(std::io::Error::other("the list of segments has outgrown the superblock"));
         }
-        let first = self.read_from.take().unwrap_or(self.contents.sequence % 2);
+        let first = self.first.take().unwrap_or(self.contents.sequence % 2);
         for copy in [first, 1 - first] {
             self.file.write_at(&bytes, copy * SUPERBLOCK_COPY_BYTES)?;
             self.file.sync_data()?;
@@ -247,7 +254,7 @@ mod tests {
         // More than there is room for.
         superblock.ends = (0..100_000).map(|id| (SegmentId(id), 4096)).collect();
         superblock.store().expect("a sound disk");
-        let read = Superblock::load(&disk).expect("readable").expect("there");
+        let mut read = Superblock::load(&disk).expect("readable").expect("there");
         assert_eq!(read.ends, superblock.ends);
         assert_eq!(read.ends.last_key_value(), Some((&SegmentId(99_999), &4096)));
         assert!(read.is_whole() && read.ends.len() > 80_000);
@@ -258,5 +265,42 @@ mod tests {
         bytes[PREFIX_BYTES] ^= 1;
         assert_eq!(ends_of(&bytes), Ends::new());
         assert_eq!(ends_of(&bytes[..40]), Ends::new());
+    }
+
+    /// One copy is torn or rotten, and the power goes while the next store is under way: the other one is still there.
+    #[test]
+    fn p9_the_only_valid_copy_is_not_the_first_that_is_written() {
+        for bad in 0..2 {
+            for steps in 0..4 {
+                let disk = SimDisk::new(steps);
+                let contents = Contents {
+                    sequence: bad,
+                    cluster: "c".into(),
+                    node: 1,
+                    boots: 1,
+                    segment_bytes: 4 << 20,
+                    segments: vec![(SegmentId(1), 0)],
+                    newest: SegmentId(1),
+                    pending: None,
+                };
+                drop(Superblock::create(&disk, contents).expect("a sound disk"));
+                let at = bad * SUPERBLOCK_COPY_BYTES + 20;
+                disk.flip(NAME, at, 3);
+                let mut superblock = Superblock::load(&disk).expect("one copy").expect("there");
+                disk.power_off_in(steps);
+                drop(superblock.store());
+                // The copy that was being written is torn.
+                let (seen, medium) = (disk.contents(NAME), disk.medium(NAME));
+                let copies = [0, 1].map(|copy| copy * SUPERBLOCK_COPY_BYTES as usize);
+                let torn = copies.into_iter().find(|from| {
+                    let copy = *from..*from + SUPERBLOCK_COPY_BYTES as usize;
+                    seen[copy.clone()] != medium[copy]
+                });
+                disk.crash();
+                torn.into_iter().for_each(|from| disk.flip(NAME, from as u64 + 21, 4));
+                let read = Superblock::load(&disk);
+                assert!(matches!(read, Ok(Some(_))), "copy {bad} is bad, the power goes after {steps} steps");
+            }
+        }
     }
 }
