@@ -318,26 +318,12 @@ fn short_ends(scans: &[(SegmentId, Scan)]) -> Result<BTreeMap<SegmentId, (u32, S
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{Entry, Identity, Log, Options};
+    use super::super::{Entry, open_for_test as open};
     use super::*;
     use crate::codec::Mark;
     use crate::disk::sim::SimDisk;
     use crate::position::{LogPosition, Term};
     use crate::record::{self, Record};
-
-    fn open(disk: &SimDisk) -> Log {
-        let options = Options {
-            segment_bytes: 4 << 20,
-            move_below_percent: 0,
-            scrub_bytes_per_second: 0,
-            on_erased: Arc::new(|_| {}),
-            on_failure: Arc::new(|_| {}),
-        };
-        let identity = Identity { cluster: "c".into(), node: 1 };
-        Log::open(Arc::new(disk.clone()), identity, options).expect("a crash alone").0
-    }
 
     fn entry(index: u64) -> Entry {
         let at = LogPosition { term: Term(1), index: LogIndex(index) };

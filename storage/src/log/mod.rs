@@ -498,3 +498,17 @@ impl Drop for Log {
         }
     }
 }
+
+/// A log on a simulated disk that moves and scrubs nothing, for tests that look inside.
+#[cfg(test)]
+fn open_for_test(disk: &crate::disk::sim::SimDisk) -> Log {
+    let options = Options {
+        segment_bytes: crate::limits::SEGMENT_BYTES_MIN,
+        move_below_percent: 0,
+        scrub_bytes_per_second: 0,
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|_| {}),
+    };
+    let identity = Identity { cluster: "c".into(), node: 1 };
+    Log::open(Arc::new(disk.clone()), identity, options).expect("nothing but what a crash leaves").0
+}

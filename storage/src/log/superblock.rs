@@ -2,9 +2,10 @@
 //!
 //! File `superblock`, two copies of 1 MiB each. A copy is `HFSB`, version (1 byte), three zero bytes, payload length
 //! (u32), CRC-32 of the payload (u32), payload; then, behind it, where earlier builds do not look, up to where segments
-//! were synced at least: `HFSE`, how many (u32), for each its id (u64) and the offset (u32), CRC-32 of all of the copy up to here (u32). Valid if and only if magic, version, length and CRC are right; the
-//! valid copy with the higher sequence number counts. A write goes to the other copy and is synced, so a crash
-//! at the worst moment leaves the one before.
+//! were synced at least: `HFSE`, how many (u32), for each its id (u64) and the offset (u32), CRC-32 of all of the copy up
+//! to here (u32). Valid
+//! if and only if magic, version, length and CRC are right; the valid copy with the higher sequence number counts. A write goes to one copy and
+//! is synced, then to the other: a crash at the worst moment leaves one of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -135,7 +136,8 @@ impl Superblock {
         wrong.is_none()
     }
 
-    /// Writes the contents to the older copy and syncs it, then to the other: one copy that rots is never replaced by a stale one.
+    /// Writes the contents to one copy and syncs it, then to the other: one copy that rots is never replaced by a stale one. An invalid copy
+    /// comes first.
     pub(crate) fn store(&mut self) -> std::io::Result<()> {
         self.contents.sequence += 1;
         let payload = codec::encode(&self.contents);

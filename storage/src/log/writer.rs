@@ -353,25 +353,11 @@ fn enqueue(waiting: &mut VecDeque<(Record, Tag)>, request: Request) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::super::{Entry, Identity, Log, Options};
+    use super::super::{Entry, open_for_test as open};
     use super::*;
     use crate::disk::sim::SimDisk;
     use crate::position::Term;
     use crate::sync::mpsc::channel;
-
-    fn open(disk: &SimDisk) -> Log {
-        let options = Options {
-            segment_bytes: 4 << 20,
-            move_below_percent: 0,
-            scrub_bytes_per_second: 0,
-            on_erased: Arc::new(|_| {}),
-            on_failure: Arc::new(|_| {}),
-        };
-        let identity = Identity { cluster: "c".into(), node: 1 };
-        Log::open(Arc::new(disk.clone()), identity, options).expect("a sound directory").0
-    }
 
     fn entry(term: u64, body: &'static [u8]) -> Entry {
         let at = LogPosition { term: Term(term), index: LogIndex(0) };
