@@ -312,6 +312,8 @@ pub struct Storage {
     pub young_horizon: Span,
     /// How fast what is held is read again in search of rot, octets a second; 0 turns that off.
     pub scrub_rate: Size,
+    /// The file with the at-rest keys; none if empty.
+    pub key_file: PathBuf,
     /// Added to each sync, to measure what a slower disk would give.
     pub sync_delay: Span,
 }
@@ -416,6 +418,7 @@ impl Default for Storage {
             keep_entries: 500_000,
             young_horizon: seconds(10),
             scrub_rate: Size(4 << 20),
+            key_file: PathBuf::new(),
             sync_delay: seconds(0),
         }
     }
@@ -468,7 +471,7 @@ impl Config {
     }
 
     fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Config { node, cluster, smtp, admin, delivery, dns, .. } = self;
+        let Config { node, cluster, smtp, admin, delivery, dns, storage, .. } = self;
         let own = [
             &mut node.data_dir,
             &mut cluster.ca,
@@ -480,7 +483,7 @@ impl Config {
         ];
         let tls = smtp.tls_cert.iter_mut().chain(&mut smtp.tls_key);
         let listeners = smtp.listener.iter_mut().flat_map(|l| l.tls_cert.iter_mut().chain(&mut l.tls_key));
-        let optional = [&mut dns.trust_anchor, &mut delivery.ca];
+        let optional = [&mut dns.trust_anchor, &mut delivery.ca, &mut storage.key_file];
         let optional = optional.into_iter().filter(|path| !path.as_os_str().is_empty());
         own.into_iter().chain(tls).chain(listeners).chain(optional)
     }

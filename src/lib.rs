@@ -5,6 +5,7 @@
 //! here is the order in which they may know each other: smtp, queue, schedule, receive, deliver, admin, node.
 
 pub mod admin;
+pub mod at_rest;
 pub mod cli;
 pub mod clock;
 pub mod config;

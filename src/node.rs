@@ -10,12 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use holdfast_cluster::{Cluster, LogIndex, PeerTls};
 use holdfast_storage::disk::os::OsDisk;
+use holdfast_storage::index::Sealed;
 use holdfast_storage::index::spilled::Directory;
 use holdfast_storage::{Options, ScrubReport};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::api::{About, Scrub};
+use crate::admin::api::{About, AtRest, Scrub};
 use crate::admin::server::{self as admin_server, Admin, Facts};
 use crate::config::{Config, ListenerTls, parse_networks};
 use crate::deliver::connection::Dialer;
@@ -36,7 +37,7 @@ use crate::receive::session::Settings as SessionSettings;
 use crate::reload::Reload;
 use crate::schedule;
 use crate::smtp::address::Mailbox;
-use crate::{leaving, room, upgrade};
+use crate::{at_rest, leaving, room, upgrade};
 
 /// A node may take this long to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(25);
@@ -93,6 +94,9 @@ fn start_cluster(
     let disk = OsDisk::open(&config.node.data_dir, config.storage.sync_delay.0)?;
     let erasures = Erasures { log: log.clone(), queue: queue.clone(), within: config.queue.erase_within.0 };
     let name = config.node.name.clone();
+    let keys = at_rest::keyring(&config.storage.key_file)?;
+    let shelf = Directory::within(&config.node.data_dir, keys.sealing());
+    let index = Sealed { shelf, keys: keys.clone() };
     let settings = holdfast_cluster::Settings {
         cluster: config.cluster.id.clone(),
         id: config.node.id,
@@ -100,12 +104,13 @@ fn start_cluster(
         listen: config.cluster.listen.to_string(),
         tls,
         disk: Arc::new(disk),
-        index: Box::new(Directory(config.node.data_dir.join("index"))),
+        index: Box::new(index),
         reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
             move_below_percent: holdfast_storage::limits::MOVE_BELOW_PERCENT,
             scrub_bytes_per_second: config.storage.scrub_rate.0,
+            keys,
             on_erased: Arc::new(move |erased| erasures.note(erased)),
             // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
             on_failure: Arc::new(move |why| {
@@ -204,7 +209,10 @@ fn tell_about(cluster: &Cluster, delivery: &Arc<Delivery>, intake: &Arc<Intake>)
         let egress = delivery.setup().dialer.egress();
         let why_not = intake.not_accepting().map(|(why, _)| why);
         let scrub = Some(scrub(&cluster.scrubbed()));
-        let about = About { egress, why_not, scrub, level: level::NEWEST, held: delivery.held() };
+        let (key, other_key_bytes) = cluster.at_rest();
+        let at_rest = Some(AtRest { key: key.map(|key| key.to_string()), other_key_bytes });
+        let held = delivery.held();
+        let about = About { egress, why_not, scrub, at_rest, level: level::NEWEST, held };
         serde_json::to_vec(&about).unwrap_or_default()
     });
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use holdfast_storage::index::Standing;
+use holdfast_storage::seal::KeyId;
 use holdfast_storage::{Bytes, Log, LogIndex, ReadError, Rows, ScrubReport, SpaceReport, Term};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -276,6 +277,11 @@ impl Cluster {
     /// Room on this node's disk.
     pub fn space(&self) -> SpaceReport {
         self.inner.log.space()
+    }
+
+    /// The at-rest key that seals what this node writes, and the octets of segments that hold something which it did not seal.
+    pub fn at_rest(&self) -> (Option<KeyId>, u64) {
+        (self.inner.log.sealing(), self.inner.log.space().other_key_bytes)
     }
 
     /// How far the search for rot has come on this node, and how many bodies wait to be fetched again.

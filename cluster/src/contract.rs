@@ -71,6 +71,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
             segment_bytes: 4 << 20,
             move_below_percent: 60,
             scrub_bytes_per_second: 0,
+            keys: Default::default(),
             on_erased: Arc::new(|_| {}),
             on_failure: Arc::new(|why| panic!("{why}")),
         };

@@ -132,12 +132,24 @@ pub struct About {
     /// How far its search for rot has come.
     #[serde(default)]
     pub scrub: Option<Scrub>,
+    /// What its log is sealed with.
+    #[serde(default)]
+    pub at_rest: Option<AtRest>,
     /// The newest feature level that it knows; see [`crate::queue::level`].
     #[serde(default)]
     pub level: u8,
     /// If it leads: how many messages are held, and how many of them were tried before.
     #[serde(default)]
     pub held: Option<(usize, usize)>,
+}
+
+/// What a node's log is sealed with; see `[storage] key_file`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct AtRest {
+    /// The id of the key that seals, if there is one.
+    pub key: Option<String>,
+    /// Octets of segments that hold something which that key did not seal.
+    pub other_key_bytes: u64,
 }
 
 /// A node's search for rot in what it holds; see `[storage] scrub_rate`.

@@ -565,6 +565,7 @@ impl Admin {
                     "accepting": healthy && own_why_not.is_none(), "why_not": own_why_not,
                     "egress": about.as_ref().map(|about| &about.egress),
                     "scrub": about.as_ref().map(|about| &about.scrub),
+                    "at_rest": about.as_ref().map(|about| &about.at_rest),
                     "address": member.address, "admin": member.admin,
                     "placement": {
                         "datacenter": member.placement.datacenter, "power": member.placement.power,

@@ -4,7 +4,7 @@ mod init;
 mod print;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::admin::api::{NewMember, Request, Selector, Waiting};
 use crate::admin::client::{Client, Refused};
 use crate::config::{Config, Span};
-use crate::{demo, node};
+use crate::{at_rest, demo, node};
 
 /// A mail relay whose queue is a replicated log: a message is acknowledged when two nodes hold it, and erased when it was
 /// handed off.
@@ -279,6 +279,9 @@ enum StoreCommand {
     Check {
         /// The data directory
         dir: PathBuf,
+        /// The file with its at-rest keys
+        #[arg(long, default_value = "")]
+        key_file: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -287,6 +290,9 @@ enum StoreCommand {
     Dump {
         /// The data directory
         dir: PathBuf,
+        /// The file with its at-rest keys
+        #[arg(long, default_value = "")]
+        key_file: PathBuf,
         /// Print JSON, one object a line
         #[arg(long)]
         json: bool,
@@ -316,8 +322,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init(options) => init::run(&options)?,
         Command::Demo(options) => return demo::run(&options),
         Command::DemoCustomer(options) => demo::customer::run(&options)?,
-        Command::Store(StoreCommand::Check { dir, json }) => store_check(&dir, json)?,
-        Command::Store(StoreCommand::Dump { dir, json }) => store_dump(&dir, json)?,
+        Command::Store(StoreCommand::Check { dir, key_file, json }) => store_check(&dir, &key_file, json)?,
+        Command::Store(StoreCommand::Dump { dir, key_file, json }) => store_dump(&dir, &key_file, json)?,
         Command::Status { check, access } => {
             // The leader's view, if there is a leader: a node that was away may not have caught up yet.
             let status = ask(&access, &Request::Status, true)?.pop().context("no status")?;
@@ -477,11 +483,12 @@ fn cluster(command: ClusterCommand) -> anyhow::Result<()> {
     }
 }
 
-fn store_dump(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
+fn store_dump(dir: &Path, key_file: &Path, json: bool) -> anyhow::Result<()> {
+    let keys = at_rest::keyring(key_file)?;
     let disk = holdfast_storage::disk::os::OsDisk::open_to_read(dir)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut written = Ok(());
-    holdfast_storage::log::dump::dump(&disk, &mut |line| {
+    holdfast_storage::log::dump::dump(&disk, &keys, &mut |line| {
         if written.is_ok() {
             written = print::record(&mut out, &line, json);
         }
@@ -493,9 +500,10 @@ fn store_dump(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
     }
 }
 
-fn store_check(dir: &std::path::Path, json: bool) -> anyhow::Result<()> {
+fn store_check(dir: &Path, key_file: &Path, json: bool) -> anyhow::Result<()> {
+    let keys = at_rest::keyring(key_file)?;
     let disk = holdfast_storage::disk::os::OsDisk::open_to_read(dir)?;
-    let survey = holdfast_storage::log::survey(&disk)?;
+    let survey = holdfast_storage::log::survey(&disk, &keys)?;
     if json {
         let (bodies, octets) = survey.bodies;
         println!(

@@ -62,6 +62,7 @@ fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, D
         segment_bytes: SEGMENT,
         move_below_percent: MOVE_BELOW_PERCENT,
         scrub_bytes_per_second: 0,
+        keys: Default::default(),
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|why| panic!("{why}")),
     };

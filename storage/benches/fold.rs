@@ -25,6 +25,7 @@ fn open(dir: &std::path::Path) -> Log {
         segment_bytes: 64 << 20,
         move_below_percent: 0,
         scrub_bytes_per_second: 0,
+        keys: Default::default(),
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|why| panic!("{why}")),
     };

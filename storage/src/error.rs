@@ -1,7 +1,8 @@
 //! Errors, sorted by what the caller can do.
 
 use crate::codec::Vote;
-use crate::position::{Location, LogPosition};
+use crate::position::{Location, LogPosition, SegmentId};
+use crate::seal::KeyId;
 
 /// Why a data directory was not opened. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,19 @@ pub enum OpenError {
         found: u8,
         /// Newest version known.
         known: u8,
+    },
+    /// Sealed with an at-rest key that is not on the ring.
+    #[error(
+        "segment {segment} offset {offset}: sealed with the at-rest key {key}, which is not at hand; add that key to \
+         the file that [storage] key_file names. Nothing was changed"
+    )]
+    NoKey {
+        /// Segment of the first such record.
+        segment: SegmentId,
+        /// Its offset.
+        offset: u32,
+        /// The key's id.
+        key: KeyId,
     },
     /// The log is damaged at or below what had been synced.
     #[error(

@@ -21,6 +21,7 @@ pub mod log;
 pub mod position;
 pub mod record;
 mod scrub;
+pub mod seal;
 mod sync;
 
 pub use bytes::Bytes;
@@ -31,3 +32,4 @@ pub use log::{
 };
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};
 pub use scrub::ScrubReport;
+pub use seal::Keyring;

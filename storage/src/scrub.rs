@@ -132,7 +132,7 @@ impl Scrubber {
 
     /// Checks what stands in a window. Returns where the next one begins.
     fn window(&self, id: SegmentId, file: &dyn DiskFile, base: u32, bytes: &[u8], end: u32) -> u32 {
-        let scan = recovery::scan_part(id, base, bytes);
+        let scan = recovery::scan_part(&self.inner.options.keys.of_segment(id), base, bytes);
         let next = scan.next_window(base, base + bytes.len() as u32, end);
         for hole in scan.holes.iter().filter(|hole| hole.from < next) {
             self.hole(id, (hole.from, hole.to), &hole.why.to_string());
@@ -148,7 +148,7 @@ impl Scrubber {
 
     /// A record whose body is not what was written: it matters if it is live, and nobody has erased it since it was read.
     fn body(&self, file: &dyn DiskFile, index: LogIndex, location: Location, crc: Option<u32>) {
-        let again = read(file, location, Some(index), true);
+        let again = read(file, &self.inner.options.keys, location, Some(index), true);
         if !matches!(again, Err(ReadError::Damaged { .. } | ReadError::Io { .. })) {
             return;
         }

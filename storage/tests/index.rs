@@ -24,6 +24,7 @@ fn open(dir: &Path) -> (Arc<Log>, Rows) {
         segment_bytes: 4 << 20,
         move_below_percent: 60,
         scrub_bytes_per_second: 0,
+        keys: Default::default(),
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     };

@@ -15,8 +15,10 @@ use std::sync::{Arc, Mutex};
 
 use holdfast_storage::codec::Vote;
 use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::index::Sealed;
 use holdfast_storage::index::sim::{Lie, SimShelf};
 use holdfast_storage::limits::{BODY_BYTES_MAX, SEGMENT_BYTES_MIN};
+use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{
     Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Rows, Term,
 };
@@ -55,6 +57,10 @@ enum Operation {
         after: u64,
     },
     Restart,
+    /// Ends and starts again with another at-rest key on top of the ring, which keeps those before.
+    Rekey {
+        key: u8,
+    },
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -73,6 +79,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => Just(Operation::Spill),
         2 => (0u64..12).prop_map(|after| Operation::Crash { after }),
         1 => Just(Operation::Restart),
+        1 => (1..=KEYS).prop_map(|key| Operation::Rekey { key }),
     ]
 }
 
@@ -106,10 +113,21 @@ struct Run {
     killed: BTreeSet<LogIndex>,
     counter: u64,
     term: u64,
+    keys: Keyring,
 }
 
-fn open(disk: &SimDisk) -> (Log, Recovered) {
-    let options = Options { move_below_percent: 60, ..common::options() };
+/// At-rest keys that there are.
+const KEYS: u8 = 3;
+
+/// One of them seals, all open.
+fn ring(sealing: u8) -> Keyring {
+    let others = (1..=KEYS).filter(|key| *key != sealing);
+    let keys: Vec<_> = std::iter::once(sealing).chain(others).map(|key| [key; KEY_BYTES]).collect();
+    Keyring::new(&keys).unwrap()
+}
+
+fn open(disk: &SimDisk, keys: &Keyring) -> (Log, Recovered) {
+    let options = Options { move_below_percent: 60, keys: keys.clone(), ..common::options() };
     let identity = Identity { cluster: "test".into(), node: 1 };
     Log::open(Arc::new(disk.clone()), identity, options).expect("the directory opens")
 }
@@ -117,13 +135,15 @@ fn open(disk: &SimDisk) -> (Log, Recovered) {
 impl Run {
     fn new(seed: u64) -> Run {
         let disk = SimDisk::new(seed);
-        let (log, recovered) = open(&disk);
+        let keys = Keyring::default();
+        let (log, recovered) = open(&disk, &keys);
         let log = Arc::new(log);
         assert!(recovered.pristine);
         let shelf = SimShelf::default();
         Run {
             disk,
             rows: Some(Rows::new(log.clone(), Some(Box::new(shelf.clone())), 0)),
+            keys,
             log: Some(log),
             shelf,
             states: vec![Model::default()],
@@ -271,6 +291,11 @@ impl Run {
                 self.restart(false);
                 return;
             }
+            Operation::Rekey { key } => {
+                self.keys = ring(*key);
+                self.restart(false);
+                return;
+            }
         }
         self.states.push(model);
     }
@@ -285,9 +310,10 @@ impl Run {
             self.log().check();
             drop(self.log.take());
         }
-        let (log, recovered) = open(&self.disk);
+        let (log, recovered) = open(&self.disk, &self.keys);
         let log = Arc::new(log);
-        let rows = Rows::new(log.clone(), Some(Box::new(self.shelf.clone())), 0);
+        let shelf = Sealed { shelf: self.shelf.clone(), keys: self.keys.clone() };
+        let rows = Rows::new(log.clone(), Some(Box::new(shelf)), 0);
         log.check();
         assert!(!recovered.ambiguous_tail, "a crash is never ambiguous");
         let all = log.entries(0..u64::MAX, usize::MAX).expect("what is found is readable");

@@ -191,6 +191,7 @@ fn open(disk: &SimDisk, told: &Arc<Mutex<Told>>) -> Log {
         segment_bytes: 0, // the smallest
         move_below_percent: 60,
         scrub_bytes_per_second: 1 << 20,
+        keys: Default::default(),
         on_erased: Arc::new(move |erased| {
             let mut told = told.lock().unwrap();
             for (index, _) in erased {

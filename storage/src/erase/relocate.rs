@@ -13,7 +13,7 @@ use crate::disk::DiskFile;
 use crate::error::ReadError;
 use crate::limits::{BODY_BYTES_MAX, MOVE_ROUND_BYTES, SCRUB_WINDOW_BYTES};
 use crate::log::Inner;
-use crate::log::reader::{header_at, read};
+use crate::log::reader::{body_crc_at, header_at, read};
 use crate::log::recovery::{self, Found};
 use crate::log::writer::Note;
 use crate::position::{Location, LogIndex, SegmentId};
@@ -61,13 +61,14 @@ impl Relocation {
             }
             (id, file, state.segments[&id].end)
         };
+        let keys = inner.options.keys.of_segment(segment);
         let mut left = VecDeque::new();
         let mut window = vec![0; SCRUB_WINDOW_BYTES.min(end as usize)];
         let mut base = 0;
         while base < end {
             let bytes = window.len().min((end - base) as usize);
             file.read_at(&mut window[..bytes], base as u64)?;
-            let scan = recovery::scan_part(segment, base, &window[..bytes]);
+            let scan = recovery::scan_part(&keys, base, &window[..bytes]);
             let next = scan.next_window(base, base + bytes as u32, end);
             let whole = scan.records.into_iter().filter(|found| found.location.offset < next);
             left.extend(whole.filter_map(Live::of));
@@ -95,7 +96,7 @@ impl Relocation {
                 Live::Body(index, location) => self.body(inner, index, location)?,
                 Live::Row(key, location) => self.row(inner, key, location)?,
             };
-            bytes += copy.as_ref().map_or(0, |(record, _)| record.stored_bytes());
+            bytes += copy.as_ref().map_or(0, |(record, _)| record.head.len() + record.body.len());
             copies.extend(copy);
         }
         Ok(copies)
@@ -113,7 +114,8 @@ impl Relocation {
         };
         let Some(ticket) = live(inner) else { return Ok(None) };
         debug_assert!(location.body_bytes as usize <= BODY_BYTES_MAX);
-        match read(&*self.file, location, Some(index), true) {
+        let keys = &inner.options.keys;
+        match read(&*self.file, keys, location, Some(index), true) {
             Ok((_, body)) => {
                 let at = header_at(&*self.file, location)?.at;
                 let record = Record { kind: Kind::Body, at, head: Bytes::new(), body };
@@ -123,7 +125,7 @@ impl Relocation {
             Err(_) if live(inner).is_none() => Ok(None),
             // Whoever needs it finds out; the segment stays until the others have brought it.
             Err(error) => {
-                let crc = header_at(&*self.file, location).ok().map(|header| header.body_crc);
+                let crc = body_crc_at(&*self.file, keys, location).ok();
                 let mut state = inner.state();
                 if state.stands_at(index, location) {
                     tracing::error!(%error, "a body is damaged");
@@ -140,7 +142,7 @@ impl Relocation {
         if !live(inner) {
             return Ok(None);
         }
-        match read(&*self.file, location, None, false) {
+        match read(&*self.file, &inner.options.keys, location, None, false) {
             Ok((head, _)) => {
                 let at = header_at(&*self.file, location)?.at;
                 let record = Record { kind: Kind::Row, at, head, body: Bytes::new() };

@@ -10,9 +10,12 @@
 //! A crash at any moment leaves an index that may lack what was written last, or that does not open: it is brought up, or set
 //! aside and folded again from the log.
 
+mod sealed;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod spilled;
+
+pub use sealed::Sealed;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -11,12 +11,44 @@ use bytes::Bytes;
 
 use super::{Index, IndexFailed, Shelf};
 use crate::limits::INDEX_CACHE_BYTES;
+use crate::seal::KeyId;
+
+const NAME: &str = "index";
+const ASIDE: &str = "aside";
 
 /// A directory for the index, beside the log.
 pub struct Directory(pub PathBuf);
 
+impl Directory {
+    /// In a data directory, for rows that are sealed with a key. What is left there of other keys is removed when it is opened.
+    pub fn within(data_dir: &Path, sealing: Option<KeyId>) -> Directory {
+        Directory(data_dir.join(match sealing {
+            Some(key) => format!("{NAME}-{key}"),
+            None => NAME.into(),
+        }))
+    }
+
+    /// Other indexes beside this one.
+    fn others(&self) -> std::io::Result<Vec<PathBuf>> {
+        let Some(parent) = self.0.parent().filter(|parent| parent.exists()) else { return Ok(Vec::new()) };
+        let own = [self.0.clone(), self.0.with_extension(ASIDE)];
+        let is_index = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = name.strip_suffix(&format!(".{ASIDE}")).unwrap_or(name);
+            name == NAME || name.strip_prefix(NAME).is_some_and(|key| key.starts_with('-') && key.len() == 9)
+        };
+        let found = std::fs::read_dir(parent)?.map(|entry| entry.map(|entry| entry.path()));
+        let found: Vec<PathBuf> = found.collect::<Result<_, _>>()?;
+        Ok(found.into_iter().filter(|path| is_index(path) && !own.contains(path)).collect())
+    }
+}
+
 impl Shelf for Directory {
     fn open(&self) -> Result<Arc<dyn Index>, IndexFailed> {
+        let removed = self.others().and_then(|others| others.iter().try_for_each(|other| remove(other)));
+        if let Err(e) = removed {
+            tracing::warn!(error = %e, "an index that is not sealed with the present key could not be removed");
+        }
         let config = sled::Config::new().path(&self.0).cache_capacity(INDEX_CACHE_BYTES);
         let db = config.flush_every_ms(Some(1000)).open().map_err(failed)?;
         Ok(Arc::new(Sled(db)))
@@ -27,13 +59,13 @@ impl Shelf for Directory {
             return Ok(());
         }
         // One is kept, for whoever wants to look at it; it holds nothing that the log has not.
-        let aside = self.0.with_extension("aside");
+        let aside = self.0.with_extension(ASIDE);
         remove(&aside)?;
         std::fs::rename(&self.0, aside)
     }
 
     fn discard(&self) -> std::io::Result<()> {
-        remove(&self.0.with_extension("aside"))?;
+        remove(&self.0.with_extension(ASIDE))?;
         remove(&self.0)
     }
 }

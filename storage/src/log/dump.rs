@@ -12,6 +12,7 @@ use crate::erase::plan;
 use crate::error::OpenError;
 use crate::position::SegmentId;
 use crate::record::Kind;
+use crate::seal::Keyring;
 
 /// What became of a record's body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +62,7 @@ pub enum Line {
 ///
 /// # Errors
 /// If the directory has no superblock that can be read.
-pub fn dump(disk: &dyn Disk, each: &mut dyn FnMut(Line)) -> Result<(), OpenError> {
+pub fn dump(disk: &dyn Disk, keys: &Keyring, each: &mut dyn FnMut(Line)) -> Result<(), OpenError> {
     let Some(superblock) = Superblock::load(disk)? else {
         return Err(OpenError::Damaged {
             at: disk.name(),
@@ -70,8 +71,8 @@ pub fn dump(disk: &dyn Disk, each: &mut dyn FnMut(Line)) -> Result<(), OpenError
     };
     let size = superblock.contents.segment_bytes;
     let scan = |id: SegmentId, slot: u32| match disk.open(&file_name(slot)) {
-        Ok(file) => recovery::scan(id, &read_segment(&*file, size).0),
-        Err(_) => recovery::Scan::missing(size as u32),
+        Ok(file) => recovery::scan(&keys.of_segment(id), &read_segment(&*file, size).0),
+        Err(_) => recovery::Scan::missing(id, size as u32),
     };
     let mut erased: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for (id, slot) in &superblock.contents.segments {

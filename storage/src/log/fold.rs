@@ -18,7 +18,7 @@ use super::segment::{create, slot_of};
 use super::state::{LogState, RowPlace, Slot};
 use super::superblock::{Contents, Superblock};
 use super::writer::Written;
-use super::{Identity, Recovered, RecoveredCheckpoint};
+use super::{Identity, Options, Recovered, RecoveredCheckpoint};
 use crate::codec::{self, CheckpointEnd, Gone, Intent, Reset, TablePart, Vote};
 use crate::disk::{Disk, DiskFile};
 use crate::erase::{overwrite, plan};
@@ -26,6 +26,7 @@ use crate::error::{Damage, OpenError};
 use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::position::{Location, LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{self, Kind};
+use crate::seal::Keyring;
 
 /// Octets of a segment that are no record: from, to.
 pub(crate) type Hole = (SegmentId, u32, u32);
@@ -68,7 +69,7 @@ pub struct Survey {
 ///
 /// # Errors
 /// What a start would refuse with.
-pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
+pub fn survey(disk: &dyn Disk, keys: &Keyring) -> Result<Survey, OpenError> {
     let Some(superblock) = Superblock::load(disk)? else {
         return Err(OpenError::Damaged {
             at: disk.name(),
@@ -76,7 +77,7 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
         });
     };
     let mut state = LogState::default();
-    let scanned = scan_all(disk, &superblock.contents, &superblock.ends, &mut state)?;
+    let scanned = scan_all(disk, keys, &superblock.contents, &superblock.ends, &mut state)?;
     scanned.check(disk)?;
     let lost_bodies = scanned.lost.len() as u64;
     let records = scanned.records.len() as u64;
@@ -97,19 +98,19 @@ pub fn survey(disk: &dyn Disk) -> Result<Survey, OpenError> {
     })
 }
 
-pub(super) fn open(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> Result<Opened, OpenError> {
+pub(super) fn open(disk: &dyn Disk, identity: &Identity, options: &Options) -> Result<Opened, OpenError> {
     let mut superblock = match Superblock::load(disk)? {
         Some(superblock) => superblock,
-        None => create_directory(disk, identity, segment_bytes)?,
+        None => create_directory(disk, identity, options.segment_bytes)?,
     };
     check_owner(disk, identity, &superblock.contents)?;
     // Names that a killed process had not synced yet are seen all the same.
     disk.sync_dir().map_err(io("syncing the directory"))?;
     if let Some(reset) = superblock.contents.pending.filter(|reset| reset.void_but.is_some()) {
-        return super::salvage::salvage(disk, identity, segment_bytes, &reset);
+        return super::salvage::salvage(disk, identity, options, &reset);
     }
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &superblock.contents, &superblock.ends, &mut state)?;
+    let mut scanned = scan_all(disk, &options.keys, &superblock.contents, &superblock.ends, &mut state)?;
     note_strange_segments(disk, &superblock.contents, &mut scanned)?;
     // A tail that was cut where it was ambiguous looks whole.
     scanned.damage.end_is_whole &= superblock.contents.pending.is_none();

@@ -13,6 +13,7 @@ use crate::error::{Damage, OpenError};
 use crate::limits::BLOCK_BYTES;
 use crate::position::{LogIndex, SegmentId};
 use crate::record::{Invalid, Kind, VERSION};
+use crate::seal::Keyring;
 
 /// What cannot be read is looked for in steps of so many octets.
 const UNREADABLE_STEP: usize = BLOCK_BYTES as usize;
@@ -95,6 +96,7 @@ pub(super) fn read_segment(file: &dyn DiskFile, size: u64) -> (Vec<u8>, Vec<(u32
 
 pub(super) fn scan_all(
     disk: &dyn Disk,
+    keys: &Keyring,
     contents: &Contents,
     ends: &Ends,
     state: &mut LogState,
@@ -105,7 +107,7 @@ pub(super) fn scan_all(
         let scan = match disk.open(&name) {
             Ok(file) => {
                 let (bytes, unreadable) = read_segment(&*file, contents.segment_bytes);
-                let mut scan = recovery::scan(*id, &bytes);
+                let mut scan = recovery::scan(&keys.of_segment(*id), &bytes);
                 scan.holes.extend(unreadable.into_iter().map(|(from, to)| recovery::Hole {
                     from,
                     to,
@@ -115,11 +117,12 @@ pub(super) fn scan_all(
                 }));
                 let mut segment = Segment::new(*slot, file);
                 segment.end = scan.end;
+                segment.other_key = scan.records.iter().any(|found| found.key != keys.sealing());
                 state.segments.insert(*id, segment);
                 scan
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Scan::missing(contents.segment_bytes as u32)
+                Scan::missing(*id, contents.segment_bytes as u32)
             }
             Err(error) => {
                 return Err(OpenError::Io { what: format!("opening {}/{name}", disk.name()), error });
@@ -133,6 +136,7 @@ pub(super) fn scan_all(
     let mark = mark.max(ends.last_key_value().map(|(id, end)| (*id, *end)).unwrap_or_default());
     // Not to be taken for a torn tail.
     for (id, scan) in &scans {
+        scan.check_key()?;
         if let Some(Invalid::Newer(found)) =
             scan.holes.iter().map(|h| &h.why).find(|why| matches!(why, Invalid::Newer(_)))
         {
@@ -342,9 +346,10 @@ mod tests {
         let (segment, start) = log.inner.state().synced;
         drop(log);
         let mut batch = Vec::new();
+        let keys = Keyring::default().of_segment(segment);
         let mut add = |record: Record| {
             let offset = start + batch.len() as u32;
-            record::write(&mut batch, &record, segment, offset);
+            record::write(&mut batch, &record, &keys, offset);
         };
         add(Record::of(Kind::Mark, codec::encode(&Mark { synced: (segment, start) })));
         let Entry { at, head, body } = entry(1);

@@ -32,6 +32,7 @@ use crate::limits::{HEAD_BYTES_MAX, WRITER_QUEUE_MAX};
 use crate::position::{LogIndex, LogPosition, SegmentId, Term};
 use crate::record::{Kind, Record};
 use crate::scrub::{ScrubReport, Scrubber};
+use crate::seal::{KeyId, Keyring};
 use crate::sync::mpsc::{SyncSender, channel, sync_channel};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock, thread, wait};
 use superblock::Superblock;
@@ -67,6 +68,8 @@ pub struct Options {
     pub move_below_percent: u64,
     /// How fast sealed segments are read again in search of rot, octets a second. 0 reads nothing.
     pub scrub_bytes_per_second: u64,
+    /// At-rest keys.
+    pub keys: Keyring,
     /// Told of each body whose octets were overwritten and synced.
     pub on_erased: OnErased,
     /// Told once, with the reason, when a write or sync failed. The node must end.
@@ -187,7 +190,7 @@ impl Log {
         identity: Identity,
         options: Options,
     ) -> Result<(Log, Recovered), OpenError> {
-        let opened = fold::open(&*disk, &identity, options.segment_bytes)?;
+        let opened = fold::open(&*disk, &identity, &options)?;
         Log::start(disk, identity, options, opened)
     }
 
@@ -203,7 +206,7 @@ impl Log {
         reset: Reset,
     ) -> Result<(Log, Recovered), OpenError> {
         let reset = Reset { void_but: Some(reset.void_but.unwrap_or_default()), ..reset };
-        let opened = salvage::salvage(&*disk, &identity, options.segment_bytes, &reset)?;
+        let opened = salvage::salvage(&*disk, &identity, &options, &reset)?;
         Log::start(disk, identity, options, opened)
     }
 
@@ -231,6 +234,7 @@ impl Log {
         let (requests, receiver) = sync_channel(WRITER_QUEUE_MAX);
         let writer = Writer {
             inner: inner.clone(),
+            keys: inner.options.keys.of_segment(opened.active),
             active: opened.active,
             written: opened.written,
             synced: opened.synced,
@@ -470,6 +474,11 @@ impl Log {
         self.inner.free_bytes()
     }
 
+    /// The at-rest key that seals what is written.
+    pub fn sealing(&self) -> Option<KeyId> {
+        self.inner.options.keys.sealing()
+    }
+
     /// Free room, what is held and what of it is live.
     pub fn space(&self) -> SpaceReport {
         self.inner.space()
@@ -505,6 +514,7 @@ fn open_for_test(disk: &crate::disk::sim::SimDisk) -> Log {
     let options = Options {
         segment_bytes: crate::limits::SEGMENT_BYTES_MIN,
         move_below_percent: 0,
+        keys: Keyring::default(),
         scrub_bytes_per_second: 0,
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),

@@ -1,6 +1,7 @@
 //! Reading entries and bodies back. Every read is verified against the record's header, so a wrong octet is an error and
 //! never a message.
 
+use std::borrow::Cow;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use super::{Entry, Log};
 use crate::disk::DiskFile;
 use crate::error::ReadError;
 use crate::position::{Location, LogIndex, LogPosition, Term};
-use crate::record::{self, HEADER_BYTES, Header};
+use crate::record::{self, HEADER_BYTES, Header, Invalid};
+use crate::seal::Keyring;
 
 enum Source {
     Memory(Bytes, Bytes),
@@ -104,9 +106,10 @@ impl Log {
         match source {
             Source::Memory(head, body) => Ok(Entry { at, head, body }),
             Source::Disk { file, location, body } => {
-                let (head, _) = read(&*file, location, Some(at.index), false)?;
-                let body = match body.map(|(file, place)| (read(&*file, place, Some(at.index), true), place))
-                {
+                let keys = &self.inner.options.keys;
+                let (head, _) = read(&*file, keys, location, Some(at.index), false)?;
+                let body = body.map(|(file, place)| (read(&*file, keys, place, Some(at.index), true), place));
+                let body = match body {
                     Some((Ok((_, body)), _)) => body,
                     // Between looking and reading it was moved, or erased.
                     Some((Err(error @ ReadError::Damaged { .. }), place))
@@ -169,7 +172,7 @@ impl Log {
                 }
             }
         };
-        header_at(&*file, location).map(|header| (header.body_bytes, header.body_crc))
+        body_crc_at(&*file, &self.inner.options.keys, location).map(|crc| (location.body_bytes, crc))
     }
 
     /// Position and head of an entry, if the log has it.
@@ -190,7 +193,7 @@ impl Log {
             };
             (at, segment.file.clone(), location)
         };
-        read(&*file, location, Some(index), false).map(|(head, _)| Some((at, head)))
+        read(&*file, &self.inner.options.keys, location, Some(index), false).map(|(head, _)| Some((at, head)))
     }
 
     /// The term of the entry at `index`, if the log has it.
@@ -232,7 +235,7 @@ impl Log {
             };
             (segment.file.clone(), location)
         };
-        match read(&*file, location, Some(index), true) {
+        match read(&*file, &self.inner.options.keys, location, Some(index), true) {
             // It was moved, or found damaged, or erased.
             Err(error @ ReadError::Damaged { .. }) if !self.is_live(index, location) => {
                 if self.has_body(index) {
@@ -261,11 +264,12 @@ impl Log {
                 };
                 (segment.file.clone(), place)
             };
-            let found = read(&*file, place.location, None, false).and_then(|(head, _)| {
-                let same = row_crc(key, &head[ROW_KEY_BYTES.min(head.len())..]) == place.crc;
-                let row = || head.slice(ROW_KEY_BYTES..);
-                if same { Ok(row()) } else { Err(damaged(place.location, "another row stands here")) }
-            });
+            let found =
+                read(&*file, &self.inner.options.keys, place.location, None, false).and_then(|(head, _)| {
+                    let same = row_crc(key, &head[ROW_KEY_BYTES.min(head.len())..]) == place.crc;
+                    let row = || head.slice(ROW_KEY_BYTES..);
+                    if same { Ok(row()) } else { Err(damaged(place.location, "another row stands here")) }
+                });
             match found {
                 // A newer checkpoint has replaced it, and its segment was given back, between looking and reading.
                 Err(ReadError::Damaged { .. }) if self.row_place(key) != Some(place) => {}
@@ -322,8 +326,20 @@ pub(crate) fn header_at(file: &dyn DiskFile, location: Location) -> Result<Heade
         .map_err(|invalid| damaged(location, &invalid.to_string()))
 }
 
+/// CRC-32 of the body that was handed over for a place, whatever has become of it there.
+pub(crate) fn body_crc_at(file: &dyn DiskFile, keys: &Keyring, location: Location) -> Result<u32, ReadError> {
+    let mut bytes = vec![0; HEADER_BYTES + location.head_bytes as usize];
+    file.read_at(&mut bytes, location.offset as u64)
+        .map_err(|error| ReadError::Io { at: location, error })?;
+    record::read_header(&bytes, location.segment, location.offset)
+        .and_then(|header| header.open_head(&bytes[HEADER_BYTES..], &keys.of_segment(location.segment)))
+        .map(|head| head.body_crc)
+        .map_err(|invalid| damaged(location, &invalid.to_string()))
+}
+
 pub(crate) fn read(
     file: &dyn DiskFile,
+    keys: &Keyring,
     location: Location,
     index: Option<LogIndex>,
     with_body: bool,
@@ -343,11 +359,14 @@ pub(crate) fn read(
     }
     let bytes = Bytes::from(bytes);
     let (head, body) = (bytes.slice(HEADER_BYTES..head_end), bytes.slice(head_end..));
-    if !header.head_matches(&head) {
-        return Err(damaged(location, "the head's CRC is wrong"));
-    }
-    if with_body && !header.body_matches(&body) {
-        return Err(damaged(location, "the body's CRC is wrong"));
-    }
-    Ok((head, body))
+    let keys = keys.of_segment(location.segment);
+    let open = || {
+        let text = match header.open_head(&head, &keys)?.text {
+            Cow::Borrowed(_) => head.clone(),
+            Cow::Owned(text) => text.into(),
+        };
+        let body = if with_body { header.open_body(&head, body, &keys)? } else { body };
+        Ok((text, body))
+    };
+    open().map_err(|invalid: Invalid| damaged(location, &invalid.to_string()))
 }

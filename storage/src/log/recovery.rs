@@ -6,9 +6,11 @@
 use bytes::Bytes;
 
 use crate::codec;
+use crate::error::OpenError;
 use crate::limits::BLOCK_BYTES;
 use crate::position::{Location, LogPosition, SegmentId};
 use crate::record::{self, Invalid, Kind};
+use crate::seal::{KeyId, SegmentKeys};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -23,7 +25,9 @@ pub(crate) struct Found {
     pub(crate) location: Location,
     /// The head of a kind that is folded from it; of a row the key alone, of an entry nothing: a log can be larger than memory.
     pub(crate) head: Bytes,
-    /// CRC-32 of the whole head, and of the body as it was written.
+    /// The key that it is sealed with.
+    pub(crate) key: Option<KeyId>,
+    /// CRC-32 of the whole head and of the body, as they were handed over.
     pub(crate) head_crc: u32,
     pub(crate) body_crc: u32,
     /// Whether the body's octets are what was written.
@@ -56,6 +60,7 @@ pub(crate) struct Hole {
 
 /// What a segment holds.
 pub(crate) struct Scan {
+    pub(crate) segment: SegmentId,
     pub(crate) records: Vec<Found>,
     /// End of the last valid record, on a block boundary.
     pub(crate) end: u32,
@@ -79,6 +84,18 @@ pub enum Verdict {
 }
 
 impl Scan {
+    /// Nothing is wrong with what the right key would open.
+    pub(crate) fn check_key(&self) -> Result<(), OpenError> {
+        let without = self.holes.iter().find_map(|hole| match hole.why {
+            Invalid::NoKey(key) => Some((hole.from, key)),
+            _ => None,
+        });
+        match without {
+            Some((offset, key)) => Err(OpenError::NoKey { segment: self.segment, offset, key }),
+            None => Ok(()),
+        }
+    }
+
     /// Where the window begins that follows one of `base..to` in a segment that ends at `end`: the last batch may go on behind it, and is
     /// read with the next one.
     pub(crate) fn next_window(&self, base: u32, to: u32, end: u32) -> u32 {
@@ -87,10 +104,10 @@ impl Scan {
     }
 
     /// Of a file that is not there.
-    pub(crate) fn missing(segment_bytes: u32) -> Scan {
+    pub(crate) fn missing(segment: SegmentId, segment_bytes: u32) -> Scan {
         let why = Invalid::Bad("its file is missing");
         let hole = Hole { from: 0, to: segment_bytes, why, by_crash: false, zero_block: false };
-        Scan { records: Vec::new(), end: 0, holes: vec![hole], last_batch: 0 }
+        Scan { segment, records: Vec::new(), end: 0, holes: vec![hole], last_batch: 0 }
     }
 }
 
@@ -102,6 +119,7 @@ impl Found {
             at: LogPosition::default(),
             location: Location { segment, offset: 0, head_bytes: 0, body_bytes: 0 },
             head: codec::encode(reset).into(),
+            key: None,
             head_crc: 0,
             body_crc: 0,
             body_intact: true,
@@ -130,12 +148,13 @@ pub fn verdict(
 
 /// Walks the records of a segment's bytes. Behind a place that is no record it goes on with the next record whose place is known,
 /// or with the next batch: each begins on a block with a mark that is bound to its place.
-pub(crate) fn scan(id: SegmentId, bytes: &[u8]) -> Scan {
-    scan_part(id, 0, bytes)
+pub(crate) fn scan(keys: &SegmentKeys, bytes: &[u8]) -> Scan {
+    scan_part(keys, 0, bytes)
 }
 
 /// The same of a part of a segment that begins at `base`, where a batch begins.
-pub(crate) fn scan_part(id: SegmentId, base: u32, bytes: &[u8]) -> Scan {
+pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
+    let id = keys.segment();
     let place = |at: usize| base + at as u32;
     let mut records: Vec<Found> = Vec::new();
     let mut at = 0usize;
@@ -181,14 +200,17 @@ pub(crate) fn scan_part(id: SegmentId, base: u32, bytes: &[u8]) -> Scan {
             }
         };
         let end = at + header.stored_bytes();
-        if !header.head_matches(head) {
-            let mut hole = hole(at, end, Invalid::Bad("the head's CRC is wrong"));
-            // What a crash cut short may have lost any block up to the last octet that was written.
-            hole.zero_block |= has_zero_block(bytes, at, end.max(last_written));
-            holes.push(hole);
-            at = end;
-            continue;
-        }
+        let head = match header.open_head(head, keys) {
+            Ok(head) => head,
+            Err(why) => {
+                let mut hole = hole(at, end, why);
+                // What a crash cut short may have lost any block up to the last octet that was written.
+                hole.zero_block |= has_zero_block(bytes, at, end.max(last_written));
+                holes.push(hole);
+                at = end;
+                continue;
+            }
+        };
         let body_intact = header.body_matches(body);
         records.push(Found {
             kind: header.kind,
@@ -201,11 +223,12 @@ pub(crate) fn scan_part(id: SegmentId, base: u32, bytes: &[u8]) -> Scan {
             },
             head: Bytes::copy_from_slice(match header.kind {
                 Kind::Entry | Kind::Body => &[],
-                Kind::Row => &head[..head.len().min(ROW_KEY_BYTES)],
-                _ => head,
+                Kind::Row => &head.text[..head.text.len().min(ROW_KEY_BYTES)],
+                _ => &head.text,
             }),
-            head_crc: header.head_crc,
-            body_crc: header.body_crc,
+            key: header.key,
+            head_crc: head.head_crc,
+            body_crc: head.body_crc,
             body_intact,
             body_zeroed: body.iter().all(|b| *b == 0),
             zero_block: !body_intact && has_zero_block(bytes, at, end),
@@ -215,7 +238,7 @@ pub(crate) fn scan_part(id: SegmentId, base: u32, bytes: &[u8]) -> Scan {
     let end = records.last().map_or(base as usize, Found::end).next_multiple_of(BLOCK) as u32;
     let last_batch = (0..bytes.len()).step_by(BLOCK).rev().find(|o| begins_batch(id, base, bytes, *o));
     let last_batch = place(last_batch.unwrap_or(0));
-    Scan { records, end, holes, last_batch }
+    Scan { segment: id, records, end, holes, last_batch }
 }
 
 fn begins_batch(id: SegmentId, base: u32, bytes: &[u8], at: usize) -> bool {
@@ -246,11 +269,16 @@ pub(crate) fn highest_mark(records: &[Found]) -> (SegmentId, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seal::Keyring;
+
+    fn plain() -> SegmentKeys {
+        Keyring::default().of_segment(SegmentId(1))
+    }
 
     /// Behind a hole the scan goes on, and calls nothing a record that is none.
     #[test]
     fn p9_a_hole_hides_nothing_behind_it() {
-        let id = SegmentId(1);
+        let keys = plain();
         let mut bytes = Vec::new();
         for n in 0..6u8 {
             // A batch: a mark and two records, up to the next block.
@@ -260,19 +288,19 @@ mod tests {
                 record::Record::of(Kind::Table, vec![n; 5000]),
             ] {
                 let offset = bytes.len() as u32;
-                record::write(&mut bytes, &record, id, offset);
+                record::write(&mut bytes, &record, &keys, offset);
             }
             bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
         }
         bytes.resize(bytes.len() + 4 * BLOCK, 0);
-        let whole = scan(id, &bytes);
+        let whole = scan(&keys, &bytes);
         assert!(whole.holes.is_empty() && whole.records.len() == 18);
         for victim in 0..18 {
             let l = whole.records[victim].location;
             for at in [0, 40, record::HEADER_BYTES, record::HEADER_BYTES + l.head_bytes as usize - 1] {
                 let mut bad = bytes.clone();
                 bad[l.offset as usize + at] ^= 0x40;
-                let scanned = scan(id, &bad);
+                let scanned = scan(&keys, &bad);
                 let header = at < record::HEADER_BYTES;
                 // With its header a record takes those of its batch that follow with it.
                 let lost = if header { 3 - victim % 3 } else { 1 };
@@ -288,12 +316,12 @@ mod tests {
     fn p9_a_long_head_cut_short_is_torn() {
         let mut bytes = Vec::new();
         let record = record::Record::of(Kind::Table, vec![7; 3 * BLOCK]);
-        record::write(&mut bytes, &record, SegmentId(1), 0);
+        record::write(&mut bytes, &record, &plain(), 0);
         bytes.resize(8 * BLOCK, 0);
         for keep in 1..=3 {
             let mut torn = bytes.clone();
             torn[keep * BLOCK..].fill(0);
-            let holes = scan(SegmentId(1), &torn).holes;
+            let holes = scan(&plain(), &torn).holes;
             assert!(holes[0].zero_block, "{keep} blocks kept");
         }
     }

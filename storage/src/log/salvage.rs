@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::Identity;
 use super::fold::{Opened, check_owner, decode, finish, io, write_again};
 use super::judge::scan_all;
 use super::recovery::{self, Found};
 use super::segment::{create, file_name, slot_of};
 use super::state::{LogState, Segment};
 use super::superblock::{Contents, Ends, Superblock};
+use super::{Identity, Options};
 use crate::clock;
 use crate::codec::{Reset, SegmentHead};
 use crate::disk::Disk;
@@ -26,17 +26,17 @@ const BOOTS_UNKNOWN: u64 = 1 << 13;
 pub(super) fn salvage(
     disk: &dyn Disk,
     identity: &Identity,
-    segment_bytes: u64,
+    options: &Options,
     reset: &Reset,
 ) -> Result<Opened, OpenError> {
     let (mut contents, superblock) = match Superblock::load(disk) {
         Ok(Some(superblock)) => (superblock.contents.clone(), Some(superblock)),
-        Ok(None) | Err(OpenError::Lost(_)) => (rebuilt(disk, identity, segment_bytes)?, None),
+        Ok(None) | Err(OpenError::Lost(_)) => (rebuilt(disk, identity, options)?, None),
         Err(e) => return Err(e),
     };
     check_owner(disk, identity, &contents)?;
     let mut state = LogState::default();
-    let mut scanned = scan_all(disk, &contents, &Ends::new(), &mut state)?;
+    let mut scanned = scan_all(disk, &options.keys, &contents, &Ends::new(), &mut state)?;
     let size = contents.segment_bytes;
     // As at any open: bodies that stand in the page cache alone are not to be counted upon.
     for (id, segment) in state.segments.range(scanned.mark.0..) {
@@ -80,7 +80,7 @@ pub(super) fn salvage(
 }
 
 /// A superblock from what the segments say of themselves. One that had been given back may be among them; a salvage voids it.
-fn rebuilt(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> Result<Contents, OpenError> {
+fn rebuilt(disk: &dyn Disk, identity: &Identity, options: &Options) -> Result<Contents, OpenError> {
     let mut segments = BTreeMap::new();
     for slot in disk.list().map_err(io("listing the directory"))?.iter().filter_map(|name| slot_of(name)) {
         let mut bytes = vec![0; BLOCK_BYTES as usize];
@@ -89,10 +89,9 @@ fn rebuilt(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> Result<C
             continue;
         }
         let Some(id) = record::segment_of(&bytes) else { continue };
-        let Some(head) = recovery::scan(id, &bytes).records.into_iter().find(|f| f.kind == Kind::SegmentHead)
-        else {
-            continue;
-        };
+        let scan = recovery::scan(&options.keys.of_segment(id), &bytes);
+        scan.check_key()?;
+        let Some(head) = scan.records.into_iter().find(|f| f.kind == Kind::SegmentHead) else { continue };
         let head: SegmentHead = decode("segment head", &head)?;
         if head.cluster != identity.cluster || head.node != identity.node {
             return Err(OpenError::WrongIdentity {
@@ -112,7 +111,8 @@ fn rebuilt(disk: &dyn Disk, identity: &Identity, segment_bytes: u64) -> Result<C
         node: identity.node,
         // Message ids carry the number of the start: one that was never used, as far as anybody can tell.
         boots: BOOTS_UNKNOWN + clock::random() % BOOTS_UNKNOWN,
-        segment_bytes: segment_bytes
+        segment_bytes: options
+            .segment_bytes
             .clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)
             .next_multiple_of(BLOCK_BYTES),
         segments: segments.into_iter().collect(),

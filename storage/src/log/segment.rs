@@ -26,6 +26,8 @@ pub struct SpaceReport {
     pub sealed_bytes: u64,
     /// Octets of live bodies and current rows in those.
     pub sealed_live_bytes: u64,
+    /// Held by segments in which records stand that the present at-rest key did not seal.
+    pub other_key_bytes: u64,
     /// Size of a segment.
     pub segment_bytes: u64,
 }
@@ -187,6 +189,8 @@ impl Inner {
             free_bytes,
             held_bytes: state.segments.len() as u64 * self.segment_bytes,
             live_body_bytes: state.segments.values().map(|s| s.live_body_bytes).sum(),
+            other_key_bytes: state.segments.values().filter(|s| s.other_key).count() as u64
+                * self.segment_bytes,
             segment_bytes: self.segment_bytes,
         }
     }

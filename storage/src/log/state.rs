@@ -50,6 +50,8 @@ pub(crate) struct Segment {
     pub(crate) live_bytes: u64,
     /// Octets of bodies in it that are live.
     pub(crate) live_body_bytes: u64,
+    /// Whether a record in it is not sealed with the key that seals now: it is emptied.
+    pub(crate) other_key: bool,
     /// Ranges that were erased, from intents.
     pub(crate) erased: Vec<(u32, u32)>,
     /// Segments that intents in this one name.
@@ -72,6 +74,7 @@ impl Segment {
             entries: 0,
             live_bytes: 0,
             live_body_bytes: 0,
+            other_key: false,
             erased: Vec::new(),
             intents_for: BTreeSet::new(),
             row_keys: Vec::new(),
@@ -484,17 +487,20 @@ impl LogState {
     }
 
     /// The segment that would give back most if what is live in it were moved, if that is worth it: less than `percent` of it is
-    /// live, and all of that can be moved. One that is damaged comes first.
+    /// live, and all of that can be moved. One that is damaged comes first; one that holds records of another at-rest key is always worth it.
     pub(crate) fn sparse_segment(&self, percent: u64, but: &BTreeSet<SegmentId>) -> Option<SegmentId> {
         let newest = self.segments.keys().rev().take(2).copied().collect::<Vec<_>>();
+        // Where little is written the one before the newest would be so for long.
+        let is_settled =
+            |id: &SegmentId, s: &Segment| !newest.contains(id) || s.other_key && newest.first() != Some(id);
         let can_be_moved = |id: &SegmentId, s: &Segment| {
             s.live > 0
                 && s.entries == 0
-                && !newest.contains(id)
+                && is_settled(id, s)
                 && !but.contains(id)
                 && !self.pending.contains(id)
                 && !self.tables.contains(id)
-                && (s.live_bytes * 100 < s.end as u64 * percent || self.damaged.contains(id))
+                && (s.live_bytes * 100 < s.end as u64 * percent || s.other_key || self.damaged.contains(id))
         };
         let sparse = self.segments.iter().filter(|(id, s)| can_be_moved(id, s));
         sparse

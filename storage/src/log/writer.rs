@@ -15,6 +15,7 @@ use crate::error::StoreFailed;
 use crate::limits::BATCH_BYTES_MAX;
 use crate::position::{Location, LogIndex, LogPosition, SegmentId};
 use crate::record::{Kind, Record};
+use crate::seal::SegmentKeys;
 use crate::sync::mpsc::{Receiver, RecvTimeoutError};
 use crate::sync::receive;
 
@@ -85,6 +86,8 @@ type AllPending = BTreeMap<u64, Pending>;
 pub(crate) struct Writer {
     pub(crate) inner: Arc<Inner>,
     pub(crate) active: SegmentId,
+    /// Of the active segment.
+    pub(crate) keys: SegmentKeys,
     pub(crate) written: Written,
     pub(crate) synced: (SegmentId, u32),
     pub(crate) fresh: bool,
@@ -99,6 +102,9 @@ impl Writer {
         let mut bytes = Vec::with_capacity(BATCH_BYTES_MAX);
         let mut pending = AllPending::default();
         let mut marked = true;
+        if let Err(e) = self.leave_other_key() {
+            self.inner.fail(&e);
+        }
         loop {
             if waiting.is_empty() {
                 let next = if marked {
@@ -112,10 +118,10 @@ impl Writer {
                     Err(RecvTimeoutError::Timeout) => {} // an empty batch: just the mark
                 }
             }
-            let mut queued: usize = waiting.iter().map(|(r, _)| r.stored_bytes()).sum();
+            let mut queued: usize = waiting.iter().map(|(r, _)| r.stored_bytes(&self.keys)).sum();
             while queued < BATCH_BYTES_MAX {
                 let Ok(request) = requests.try_recv() else { break };
-                queued += request.records.iter().map(|(r, _)| r.stored_bytes()).sum::<usize>();
+                queued += request.records.iter().map(|(r, _)| r.stored_bytes(&self.keys)).sum::<usize>();
                 self.enqueue(&mut waiting, request);
             }
             marked = waiting.is_empty();
@@ -160,7 +166,7 @@ impl Writer {
         }
         opening_for_segment.extend(opening);
         let Batch { placed, end } =
-            batch::lay_out(bytes, opening_for_segment, waiting, self.synced, self.active, start, size);
+            batch::lay_out(bytes, opening_for_segment, waiting, self.synced, &self.keys, start, size);
         if placed.is_empty() && !idle || bytes.is_empty() {
             self.written = previous_written;
             if idle {
@@ -302,6 +308,16 @@ impl Writer {
         enqueue(waiting, request);
     }
 
+    /// A segment in which records stand that the present key did not seal is left at the start, so that it can be emptied.
+    fn leave_other_key(&mut self) -> Result<(), String> {
+        let end = match self.inner.state().segments.get(&self.active) {
+            Some(segment) if segment.other_key => segment.end,
+            _ => return Ok(()),
+        };
+        let room = self.inner.free_bytes() >= 2 * self.inner.segment_bytes;
+        if room { self.roll(end) } else { Ok(()) }
+    }
+
     /// Goes on in a new segment. Its file is zeroed and synced, and the superblock names it, before anything is written.
     fn roll(&mut self, end: u32) -> Result<(), String> {
         let io = |e: std::io::Error| format!("opening a new segment: {e}");
@@ -323,6 +339,7 @@ impl Writer {
         drop(state);
         tracing::debug!(segment = id.0, "opened");
         self.active = id;
+        self.keys = self.inner.options.keys.of_segment(id);
         self.fresh = true;
         Ok(())
     }

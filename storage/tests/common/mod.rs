@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{
     Bytes, Completion, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, StoreFailed, Term,
 };
@@ -29,9 +30,16 @@ pub(crate) fn options() -> Options {
         segment_bytes: SEGMENT,
         move_below_percent: 0,
         scrub_bytes_per_second: 0,
+        keys: keys(),
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|_| {}),
     }
+}
+
+/// All that these tests say holds with an at-rest key as well: `HOLDFAST_AT_REST=1`.
+fn keys() -> Keyring {
+    let wanted = std::env::var_os("HOLDFAST_AT_REST").is_some();
+    if wanted { Keyring::new(&[[7; KEY_BYTES]]).unwrap() } else { Keyring::default() }
 }
 
 pub(crate) fn open_with(disk: &SimDisk, options: Options) -> Result<Log, OpenError> {
