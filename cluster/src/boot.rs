@@ -393,8 +393,8 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
             // Room to drain comes before a follower that is away: it gets a snapshot.
             _ if short => applied,
             Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
-            // Entries pin the segments in which their bodies were.
-            None if is_wasteful(&space) => applied,
+            // Entries pin the segments in which they stand.
+            None if is_wasteful(&space) || space.other_key_bytes > 0 => applied,
             None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
         };
         let sent = cluster.inner.transfers.needed_from(now).filter(|_| !short);

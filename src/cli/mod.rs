@@ -280,8 +280,8 @@ enum StoreCommand {
         /// The data directory
         dir: PathBuf,
         /// The file with its at-rest keys
-        #[arg(long, default_value = "")]
-        key_file: PathBuf,
+        #[arg(long)]
+        key_file: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -291,8 +291,8 @@ enum StoreCommand {
         /// The data directory
         dir: PathBuf,
         /// The file with its at-rest keys
-        #[arg(long, default_value = "")]
-        key_file: PathBuf,
+        #[arg(long)]
+        key_file: Option<PathBuf>,
         /// Print JSON, one object a line
         #[arg(long)]
         json: bool,
@@ -322,8 +322,12 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Init(options) => init::run(&options)?,
         Command::Demo(options) => return demo::run(&options),
         Command::DemoCustomer(options) => demo::customer::run(&options)?,
-        Command::Store(StoreCommand::Check { dir, key_file, json }) => store_check(&dir, &key_file, json)?,
-        Command::Store(StoreCommand::Dump { dir, key_file, json }) => store_dump(&dir, &key_file, json)?,
+        Command::Store(StoreCommand::Check { dir, key_file, json }) => {
+            store_check(&dir, &key_file.unwrap_or_default(), json)?
+        }
+        Command::Store(StoreCommand::Dump { dir, key_file, json }) => {
+            store_dump(&dir, &key_file.unwrap_or_default(), json)?
+        }
         Command::Status { check, access } => {
             // The leader's view, if there is a leader: a node that was away may not have caught up yet.
             let status = ask(&access, &Request::Status, true)?.pop().context("no status")?;

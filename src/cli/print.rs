@@ -54,6 +54,13 @@ pub(super) fn status(status: &Value, json: bool) {
             let (damaged, to_mend) = (text(&n["scrub"]["damaged"]), text(&n["scrub"]["to_mend"]));
             println!("     damage was found in {damaged} places; {to_mend} bodies are still to be fetched");
         }
+        if let Some(key) = n["at_rest"]["key"].as_str() {
+            let others = match n["at_rest"]["other_key_bytes"].as_u64() {
+                Some(bytes) if bytes > 0 => format!("; {} MiB are not yet", bytes >> 20),
+                _ => String::new(),
+            };
+            println!("     sealed with the at-rest key {key}{others}");
+        }
     }
     let q = &status["queue"];
     println!(

@@ -107,7 +107,7 @@ fn in_the_clear(dir: &Path) -> Vec<(PathBuf, &'static str)> {
 }
 
 #[test]
-fn p7_with_a_key_nothing_stands_on_the_medium_in_the_clear() {
+fn p3_with_a_key_nothing_stands_on_the_medium_in_the_clear() {
     for keys in [ring(&[]), ring(&[1])] {
         let dir = tempfile::tempdir().unwrap();
         for start in 0..2 {
