@@ -2,6 +2,7 @@
 //!
 //! The floor is a bare loop of pwrite and fdatasync into a file of written zeros, as a segment is: its latency at one waiter, its rate in
 //! writes of the largest batch. `BENCH_DIR` names the directory, `BENCH_SECONDS` the length of each line.
+//! With `HOLDFAST_AT_REST=1` records are sealed.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::limits::{BATCH_BYTES_MAX, MOVE_BELOW_PERCENT};
+use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{Bytes, Entry, Identity, Log, LogIndex, LogPosition, Options, Term};
 
 const SEGMENT: u64 = 64 << 20;
@@ -55,6 +57,11 @@ fn floor(dir: &Path, delay: Duration, bytes: usize) -> (f64, Duration, Duration)
     (rate, p50, p99)
 }
 
+fn keys() -> Keyring {
+    let wanted = std::env::var_os("HOLDFAST_AT_REST").is_some();
+    if wanted { Keyring::new(&[[7; KEY_BYTES]]).unwrap() } else { Keyring::default() }
+}
+
 /// So many waiters, each of which appends again as soon as it was told. What has passed is erased and purged, as in service.
 fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, Duration, Duration) {
     let disk = Arc::new(OsDisk::open(dir, delay).unwrap());
@@ -62,7 +69,7 @@ fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, D
         segment_bytes: SEGMENT,
         move_below_percent: MOVE_BELOW_PERCENT,
         scrub_bytes_per_second: 0,
-        keys: Default::default(),
+        keys: keys(),
         on_erased: Arc::new(|_| {}),
         on_failure: Arc::new(|why| panic!("{why}")),
     };
