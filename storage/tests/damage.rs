@@ -587,3 +587,31 @@ fn p9_an_ambiguous_tail_is_not_forgotten_before_it_is_settled() {
     assert!(!is_ambiguous);
     assert_eq!(log.doubt(), Some(at(2)));
 }
+
+/// Damage that nobody can mend is told with the entries that it took: by index, which the mail log has, people find the messages.
+#[test]
+fn p9_damage_is_told_with_its_entries() {
+    for (flipped, of_head, told) in [
+        (4, 8, ", entry 4: the header's CRC"),
+        (4, 66, ", entry 4: the head's CRC"),
+        (0, 8, ", before entry 1:"),
+    ] {
+        let disk = SimDisk::new(22);
+        write(&disk, &[5000; 9]);
+        let name = &segments(&disk)[0];
+        let contents = disk.contents(name);
+        let needle = stamp(flipped);
+        let body_at = contents.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u64;
+        disk.flip(name, body_at - 68 + of_head, 1);
+        match open(&disk).map(|_| ()) {
+            Err(OpenError::Lost(damage)) => {
+                assert!(
+                    damage.places.iter().any(|place| place.contains(told)),
+                    "{told}: {:?}",
+                    damage.places
+                );
+            }
+            other => panic!("{told}: {other:?}"),
+        }
+    }
+}

@@ -175,7 +175,8 @@ pub(super) fn scan_all(
         for hole in &scan.holes {
             scanned.holes.push((id, hole.from, hole.to));
             if id >= counts_from {
-                scanned.damage.note(format!("segment {id} offset {}", hole.from), &hole.why);
+                let at = format!("segment {id} offset {}{}", hole.from, missing_entries(&scan.records, hole));
+                scanned.damage.note(at, &hole.why);
             }
         }
         if let Some((end, why)) = short.get(&id).filter(|_| id >= counts_from) {
@@ -208,6 +209,21 @@ pub(super) fn scan_all(
         scanned.records.extend(scan.records);
     }
     Ok(scanned)
+}
+
+/// Which entries a hole has taken, for people: by index a message is found in the mail log.
+fn missing_entries(records: &[Found], hole: &recovery::Hole) -> String {
+    let entries = || records.iter().filter(|f| f.kind == Kind::Entry);
+    let before = entries().rfind(|f| f.location.offset < hole.from).map(|f| f.at.index.0);
+    let behind = entries().find(|f| f.location.offset >= hole.to).map(|f| f.at.index.0);
+    match (before, behind) {
+        (Some(a), Some(b)) if b == a + 2 => format!(", entry {}", a + 1),
+        (Some(a), Some(b)) if b > a + 2 => format!(", entries {} to {}", a + 1, b - 1),
+        (Some(a), Some(b)) => format!(", between the entries {a} and {b}"),
+        (Some(a), None) => format!(", behind entry {a}"),
+        (None, Some(b)) => format!(", before entry {b}"),
+        (None, None) => String::new(),
+    }
 }
 
 /// Ranges that intents name, by segment.
