@@ -10,6 +10,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -159,4 +160,40 @@ fn p6_room_comes_back_while_mail_dies_without_a_pause() {
     }
     let written = ENTRIES * 100_000;
     assert!(most < written / 3, "{} MiB held of {} that were written", most >> 20, written >> 20);
+}
+
+/// A segment's file is zeroed, or goes, only once the superblock no longer names it: wherever the power goes meanwhile, nothing looks lost.
+#[test]
+fn p1_a_segment_is_given_back_when_the_superblock_says_so() {
+    let mut power_went = 0;
+    for after in 0..100 {
+        let disk = SimDisk::new(after);
+        let failed = Arc::new(AtomicBool::new(false));
+        let told = failed.clone();
+        let on_failure = Arc::new(move |_: &str| told.store(true, Ordering::Relaxed));
+        let log = open_with(&disk, Options { on_failure, ..options() }).unwrap();
+        const ENTRIES: u64 = 40;
+        let entry = |index| common::entry(at(index), common::body(index, 256 << 10));
+        common::wait(&log, |done| log.append((0..ENTRIES).map(entry).collect(), done));
+        assert!(log.space().held_bytes >= 3 * SEGMENT);
+        (0..ENTRIES).for_each(|index| log.erase(LogIndex(index)));
+        log.purge(at(ENTRIES - 1));
+        disk.power_off_in(after);
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until
+            && log.space().held_bytes > 2 * SEGMENT
+            && !failed.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let over = !failed.load(Ordering::Relaxed);
+        power_went += u64::from(!over);
+        drop(log);
+        disk.crash();
+        open(&disk).map(drop).unwrap_or_else(|error| panic!("power off after {after}: {error}"));
+        if over {
+            break;
+        }
+    }
+    assert!(power_went > 10, "the power went {power_went} times before all was given back");
 }
