@@ -64,6 +64,7 @@ fn traffic(log: &Log, count: u64, one_in: u64) -> Stuck {
 
 fn check(log: &Log, stuck: &Stuck) {
     log.check();
+    assert!(log.lost().is_empty(), "what was erased on purpose is no damage: {:?}", log.lost());
     for (index, body) in stuck {
         assert!(log.body(LogIndex(*index)).unwrap() == *body, "body {index}");
         assert_eq!(log.row(*index as u128).unwrap().as_deref(), Some(&row(*index)[..]), "row {index}");
