@@ -113,7 +113,8 @@ fn p1_moving_survives_a_power_cut_at_any_step() {
     for after in (0..400).step_by(9) {
         let disk = SimDisk::new(after);
         let log = open(&disk).unwrap();
-        let stuck = traffic(&log, 900, 10);
+        // More than one round of moving takes.
+        let stuck = traffic(&log, 900, 3);
         disk.power_off_in(after);
         let until = Instant::now() + Duration::from_millis(700);
         while Instant::now() < until && ratio(&log) > 1.0 {
