@@ -394,8 +394,11 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
             _ if short => applied,
             Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
             // Entries pin the segments in which they stand.
-            None if is_wasteful(&space) || space.other_key_bytes > 0 => applied,
-            None => snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries)),
+            None if is_wasteful(&space) => applied,
+            None => {
+                let kept = snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries));
+                kept.max(space.other_key_upto.map_or(0, |upto| upto.0 + 1))
+            }
         };
         let sent = cluster.inner.transfers.needed_from(now).filter(|_| !short);
         let floor = snapshot.min(keep_from).min(sent.unwrap_or(u64::MAX));

@@ -210,10 +210,17 @@ pub fn write(out: &mut Vec<u8>, record: &Record, keys: &SegmentKeys, offset: u32
 }
 
 /// The segment that a file's first header says it holds, if that header is valid there.
-pub(crate) fn segment_of(bytes: &[u8]) -> Option<SegmentId> {
-    let header = bytes.first_chunk::<HEADER_BYTES>()?;
+///
+/// # Errors
+/// [`Invalid::Newer`] if it is of a version that only a newer program can read.
+pub(crate) fn segment_of(bytes: &[u8]) -> Result<Option<SegmentId>, Invalid> {
+    let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
     let segment = SegmentId(u64_at(header, 32));
-    read_header(bytes, segment, 0).ok().filter(|h| h.kind == Kind::Mark).map(|_| segment)
+    match read_header(bytes, segment, 0) {
+        Ok(header) => Ok((header.kind == Kind::Mark).then_some(segment)),
+        Err(newer @ Invalid::Newer(_)) => Err(newer),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Reads the header that should stand at `offset` of `segment`.

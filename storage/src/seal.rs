@@ -22,8 +22,10 @@
 //! A keyring has one key that seals and any number that open. Records without a key, and those of keys that no longer seal, are read
 //! all the same; their segments are emptied in the background.
 
+use std::cell::OnceCell;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::{hkdf, rand};
+use aws_lc_rs::{hkdf, hmac, rand};
 
 use crate::position::SegmentId;
 
@@ -101,7 +103,9 @@ impl Keyring {
         }
         let mut ring = Keyring::default();
         for key in keys {
-            let key = hkdf::Salt::new(hkdf::HKDF_SHA256, b"holdfast at-rest key 1").extract(key);
+            // HKDF-Extract at once: the library would do it again for each key that is derived.
+            let salt = hmac::Key::new(hmac::HMAC_SHA256, b"holdfast at-rest key 1");
+            let key = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, hmac::sign(&salt, key).as_ref());
             let id = id_of(&key);
             if ring.keys.iter().any(|(other, _)| *other == id) {
                 return Err(BadKeyring::Twice(id));
@@ -147,8 +151,7 @@ impl Keyring {
 
     /// The keys for the records of a segment.
     pub fn of_segment(&self, segment: SegmentId) -> SegmentKeys {
-        let context: [&[u8]; 2] = [b"segment", &segment.0.to_le_bytes()];
-        let keys = self.keys.iter().map(|(id, key)| (*id, derive(key, &context))).collect();
+        let keys = self.keys.iter().map(|(id, key)| (*id, key.clone(), OnceCell::new())).collect();
         SegmentKeys { segment, sealing: self.sealing(), keys, nonce: random_nonce }
     }
 
@@ -200,7 +203,8 @@ fn nonces(mut nonce: [u8; NONCE_LEN]) -> (Nonce, Nonce) {
 pub struct SegmentKeys {
     segment: SegmentId,
     sealing: Option<KeyId>,
-    keys: Vec<(KeyId, LessSafeKey)>,
+    /// Each derived when it is needed.
+    keys: Vec<(KeyId, hkdf::Prk, OnceCell<LessSafeKey>)>,
     nonce: fn() -> [u8; NONCE_LEN],
 }
 
@@ -221,7 +225,8 @@ impl SegmentKeys {
     }
 
     fn key(&self, id: KeyId) -> Option<&LessSafeKey> {
-        self.keys.iter().find(|(other, _)| *other == id).map(|(_, key)| key)
+        let (_, ring, key) = self.keys.iter().find(|(other, ..)| *other == id)?;
+        Some(key.get_or_init(|| derive(ring, &[b"segment", &self.segment.0.to_le_bytes()])))
     }
 
     /// The same with a nonce that is always the same, for vectors.

@@ -8,11 +8,14 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{at, until, wait};
-use holdfast_storage::codec::Vote;
+use holdfast_storage::codec::{Reset, Vote};
+use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::os::OsDisk;
+use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::index::spilled::Directory;
 use holdfast_storage::index::{Sealed, Standing};
 use holdfast_storage::log::dump::{BodyState, Line, dump};
@@ -171,6 +174,66 @@ fn p9_without_its_key_a_directory_is_refused_untouched() {
     }
     let (log, rows) = open(dir.path(), &ring(&[1]));
     look(&log, &rows);
+}
+
+/// So is one that lost its superblock: what its segments hold is not taken for nothing.
+#[test]
+fn p9_without_its_key_nothing_is_salvaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, rows) = open(dir.path(), &ring(&[1]));
+    fill(&log, &rows);
+    drop((rows, log));
+    std::fs::remove_file(dir.path().join("superblock")).unwrap();
+    let contents = || files(dir.path()).into_iter().map(|file| (file.clone(), std::fs::read(file).unwrap()));
+    let before: BTreeMap<PathBuf, Vec<u8>> = contents().collect();
+    let salvage = |keys: &Keyring| {
+        let options = Options { keys: keys.clone(), ..common::options() };
+        let disk = Arc::new(OsDisk::open(dir.path(), Duration::ZERO).unwrap());
+        let reset = Reset { void_but: Some(LogIndex(ENTRIES)), ..Reset::default() };
+        Log::salvage(disk, common::identity(), options, reset).map(|(log, _)| log)
+    };
+    for keys in [ring(&[]), ring(&[2])] {
+        assert!(matches!(try_open(dir.path(), &keys).map(|_| ()), Err(OpenError::Lost(_))));
+        assert!(matches!(salvage(&keys).map(|_| ()), Err(OpenError::NoKey { .. })));
+        assert!(contents().collect::<BTreeMap<_, _>>() == before, "not an octet changed");
+    }
+    let log = salvage(&ring(&[2, 1])).unwrap();
+    for index in (0..ENTRIES).step_by(2) {
+        assert_eq!(log.body(LogIndex(index)).unwrap(), entry(index).body, "body {index}");
+    }
+}
+
+/// A key is given to a node whose disk others have filled: what is sealed anew takes no room that settlements need, and once there
+/// is room it goes on.
+#[test]
+fn p6_changing_keys_takes_no_room_that_is_needed() {
+    let disk = SimDisk::new(5);
+    let log = common::open_with(&disk, common::options()).unwrap();
+    let body = |index| common::body(index, 250_000);
+    wait(&log, |done| log.append((0..ENTRIES).map(|n| common::entry(at(1, n), body(n))).collect(), done));
+    log.purge(at(1, ENTRIES - 1));
+    drop(log);
+    let used = disk.list().unwrap().iter().map(|name| disk.contents(name).len() as u64).sum::<u64>();
+    disk.set_capacity(used + common::SEGMENT / 2);
+    let failed = Arc::new(AtomicBool::new(false));
+    let told = failed.clone();
+    let on_failure = Arc::new(move |why: &str| told.store(!why.is_empty(), Ordering::Relaxed));
+    let log =
+        common::open_with(&disk, Options { keys: ring(&[1]), on_failure, ..common::options() }).unwrap();
+    let sound = |what: &str| assert!(!failed.load(Ordering::Relaxed), "{what}: the log has failed");
+    std::thread::sleep(Duration::from_secs(1));
+    sound("left alone");
+    assert!(log.space().other_key_bytes > 0);
+    for index in 0..ENTRIES / 2 {
+        log.erase(LogIndex(index));
+    }
+    common::settle(&log);
+    sound("while half is erased");
+    until("all is sealed anew", || log.space().other_key_bytes == 0);
+    sound("in the end");
+    for index in ENTRIES / 2..ENTRIES {
+        assert_eq!(log.body(LogIndex(index)).unwrap(), body(index));
+    }
 }
 
 /// Rot under a key is found, told by length and CRC of the plain body, and mended with that.

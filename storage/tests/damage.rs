@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use common::{SEGMENT, cases, identity, open_with, options};
+use common::{SEGMENT, cases, identity, open_with, options, rekeyed};
 use holdfast_storage::codec::{Reset, Vote};
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
@@ -23,8 +23,9 @@ use holdfast_storage::{
 };
 use proptest::prelude::*;
 
+/// With another at-rest key than it was written with, if there is one.
 fn open(disk: &SimDisk) -> Result<Log, OpenError> {
-    open_with(disk, options())
+    open_with(disk, rekeyed(options()))
 }
 
 fn at(index: u64) -> LogPosition {
@@ -56,7 +57,7 @@ struct Written {
 }
 
 fn write(disk: &SimDisk, sizes: &[usize]) -> Written {
-    let log = open(disk).unwrap();
+    let log = open_with(disk, options()).unwrap();
     let mut bodies = BTreeMap::new();
     let mut vote = Vote::default();
     for (index, bytes) in (0..).zip(sizes) {
@@ -179,7 +180,8 @@ fn salvaged(disk: &SimDisk, written: &Written, damage: &Damage) {
     let vote = Vote { term: Term(1000), node: 1, committed: false };
     let kept = damage.committed.map(|at| at.index);
     let reset = Reset { vote: Some(vote), last: damage.last, void_but: kept };
-    let (log, recovered) = Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).unwrap();
+    let (log, recovered) =
+        Log::salvage(Arc::new(disk.clone()), identity(), rekeyed(options()), reset).unwrap();
     let upto = kept.map_or(0, |kept| kept.0);
     let check = |log: &Log| {
         log.check();
@@ -346,7 +348,7 @@ fn p9_a_salvage_that_power_cuts_short_is_done_again() {
         let vote = Some(Vote { term: Term(1000), node: 1, committed: false });
         let reset = Reset { vote, last: told.last, void_but: Some(LogIndex(10)) };
         disk.power_off_in(after);
-        drop(Log::salvage(Arc::new(disk.clone()), identity(), options(), reset));
+        drop(Log::salvage(Arc::new(disk.clone()), identity(), rekeyed(options()), reset));
         disk.crash();
         match open(&disk) {
             Ok(log) => {
@@ -377,7 +379,7 @@ fn p1_what_is_promised_after_a_salvage_stays_promised() {
         let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("not noticed") };
         let reset =
             Reset { vote: damage.vote, last: damage.last, void_but: damage.committed.map(|at| at.index) };
-        let (log, _) = Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).unwrap();
+        let (log, _) = Log::salvage(Arc::new(disk.clone()), identity(), rekeyed(options()), reset).unwrap();
         let vote = Vote { term: Term(1000), node: 2, committed: false };
         wait(&log, |done| log.save_vote(vote, done));
         disk.power_off_in(0);
@@ -563,13 +565,13 @@ fn p9_an_ambiguous_tail_is_not_forgotten_before_it_is_settled() {
     let from = octets.windows(last.len()).position(|w| w == last).unwrap() as u64;
     overwrite(&disk, "segment-000000", &vec![0x77; (end - from) as usize], from);
     let ambiguous = |disk: &SimDisk| {
-        let opened = Log::open(Arc::new(disk.clone()), identity(), options());
+        let opened = Log::open(Arc::new(disk.clone()), identity(), rekeyed(options()));
         let (log, recovered) = opened.unwrap();
         (log, recovered.ambiguous_tail)
     };
     for power_off in [None, Some(1), Some(2), Some(3), Some(4), Some(6), None, None] {
         power_off.into_iter().for_each(|steps| disk.power_off_in(steps));
-        let opened = Log::open(Arc::new(disk.clone()), identity(), options());
+        let opened = Log::open(Arc::new(disk.clone()), identity(), rekeyed(options()));
         if let Ok((log, recovered)) = opened {
             assert!(recovered.ambiguous_tail, "{power_off:?}");
             assert_eq!(log.last(), Some(at(1)));

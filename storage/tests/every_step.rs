@@ -16,9 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{at, body, entry, open_with, options, outcome, segments};
+use common::{at, body, entry, open_with, options, outcome, rekeyed, segments};
 use holdfast_storage::codec::Vote;
 use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::log::dump::{Line, dump};
+use holdfast_storage::record::{HEADER_BYTES, Kind};
 use holdfast_storage::{Checkpoint, Log, LogIndex, LogPosition, OpenError, Options};
 
 const BODY: usize = 130_000;
@@ -120,7 +122,7 @@ fn life(disk: &SimDisk, told: &mut Told) -> Result<(), OpenError> {
     if told.over {
         return Ok(()); // what became of it is looked at by `check`
     }
-    let log = open_with(disk, options())?;
+    let log = open_with(disk, rekeyed(options()))?;
     append(&log, told, 3, 75..80);
     rounds();
     drop(log);
@@ -141,7 +143,7 @@ fn check(disk: &SimDisk, told: &Told, what: &str) -> Claim {
     let on_failure = std::sync::Arc::new(move |_: &str| {
         counted.fetch_add(1, Ordering::SeqCst);
     });
-    let log = open_with(disk, Options { on_failure, ..options() });
+    let log = open_with(disk, rekeyed(Options { on_failure, ..options() }));
     let log = log.unwrap_or_else(|e| panic!("{what}: {e}"));
     log.check();
     for (index, position) in &told.entries {
@@ -176,6 +178,11 @@ fn check(disk: &SimDisk, told: &Told, what: &str) -> Claim {
     for (term, index) in &told.dead {
         assert!(!readable.contains(&(*term, *index)), "{what}: body {index} of term {term} can be read");
     }
+    not_zero(
+        disk,
+        |term, index| told.dead.contains(&(term, index)),
+        |place| panic!("{what}: {place} is not zeros"),
+    );
     assert_eq!(failures.load(Ordering::SeqCst), 0, "{what}");
     claim
 }
@@ -193,6 +200,33 @@ fn readable(disk: &SimDisk) -> BTreeSet<(u64, u64)> {
         }
     }
     found
+}
+
+/// Tells the bodies' places that hold more than zeros, for the system or on the medium: what is sealed has no stamp.
+fn not_zero(disk: &SimDisk, asked: impl Fn(u64, u64) -> bool, tell: impl Fn(String)) {
+    let views: BTreeMap<String, [Vec<u8>; 2]> = segments(disk)
+        .into_iter()
+        .map(|name| (name.clone(), [disk.contents(&name), disk.medium(&name)]))
+        .collect();
+    let keys = rekeyed(options()).keys;
+    dump(disk, &keys, &mut |line| match line {
+        Line::Record {
+            segment: (id, name),
+            offset,
+            kind: Kind::Entry | Kind::Body,
+            at,
+            bytes: (head, body),
+            ..
+        } if asked(at.term.0, at.index.0) => {
+            let from = offset as usize + HEADER_BYTES + head as usize;
+            let octets = |view: &Vec<u8>| view[from..from + body as usize].iter().any(|octet| *octet != 0);
+            if views.get(&name).is_some_and(|views| views.iter().any(octets)) {
+                tell(format!("the body of {at:?} in segment {id} at {from}"));
+            }
+        }
+        _ => {}
+    })
+    .unwrap();
 }
 
 /// Runs a number of cases, some at a time: they mostly sleep.
@@ -258,7 +292,7 @@ fn p2_a_node_may_be_killed_at_each_step_and_its_power_go_later() {
         let what = format!("killed after step {n} of {count}");
         disk.heal();
         // It goes on, also in segments whose files it had made before.
-        let log = open_with(&disk, options()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let log = open_with(&disk, rekeyed(options())).unwrap_or_else(|e| panic!("{what}: {e}"));
         told.over = false;
         let next = log.last().map_or(0, |last| last.index.0 + 1);
         append(&log, &mut told, 9, next..next + 40);

@@ -62,9 +62,19 @@ impl Eraser {
             }
             result = self.erase_and_recycle(&mut noted).and_then(|()| self.relocate(&mut moving));
             result = result.and_then(|()| self.note_end(&mut noted));
+            self.leave_other_key();
         }
         if let Err(why) = result {
             self.inner.fail(&why);
+        }
+    }
+
+    /// Has the writer leave a segment of another key, which it does with the next batch: there may be none for long.
+    fn leave_other_key(&self) {
+        let active = self.inner.state().segments.last_key_value().map(|(id, _)| *id);
+        if active.is_some_and(|id| self.inner.is_to_be_left(id)) {
+            // If the log has closed nobody reads it any more.
+            drop(self.requests.send(Request { records: Vec::new(), done: None }));
         }
     }
 
@@ -185,6 +195,9 @@ impl Eraser {
             moving.under_way = begun.map_err(|e| format!("reading a sparse segment: {e}"))?;
         }
         let Some(relocation) = &mut moving.under_way else { return Ok(()) };
+        if !self.inner.can_take(relocation.segment()) {
+            return Ok(()); // until there is room, or less of it is live
+        }
         let copies = relocation
             .next(&self.inner)
             .map_err(|e| format!("moving records out of segment {}: {e}", relocation.segment()))?;
@@ -230,9 +243,9 @@ impl Eraser {
         self.write(say_again)?;
         for id in empty {
             let io = |e: std::io::Error| format!("recycling segment {id}: {e}");
-            if let Some((slot, file)) = self.inner.retire(id).map_err(io)? {
+            if let Some(segment) = self.inner.retire(id).map_err(io)? {
                 tracing::debug!(segment = id.0, "recycled");
-                self.inner.give_back(slot, file).map_err(io)?;
+                self.inner.give_back(segment.slot, segment.file, segment.other_key).map_err(io)?;
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::limits::INDEX_CACHE_BYTES;
 use crate::seal::KeyId;
 
 const NAME: &str = "index";
+const KEY: &str = "-key-";
 const ASIDE: &str = "aside";
 
 /// A directory for the index, beside the log.
@@ -23,9 +24,13 @@ impl Directory {
     /// In a data directory, for rows that are sealed with a key. What is left there of other keys is removed when it is opened.
     pub fn within(data_dir: &Path, sealing: Option<KeyId>) -> Directory {
         Directory(data_dir.join(match sealing {
-            Some(key) => format!("{NAME}-{key}"),
+            Some(key) => format!("{NAME}{KEY}{key}"),
             None => NAME.into(),
         }))
+    }
+
+    fn remove_others(&self) -> std::io::Result<()> {
+        self.others()?.iter().try_for_each(|other| remove(other))
     }
 
     /// Other indexes beside this one.
@@ -35,7 +40,10 @@ impl Directory {
         let is_index = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let name = name.strip_suffix(&format!(".{ASIDE}")).unwrap_or(name);
-            name == NAME || name.strip_prefix(NAME).is_some_and(|key| key.starts_with('-') && key.len() == 9)
+            let key = name.strip_prefix(NAME).and_then(|rest| rest.strip_prefix(KEY));
+            let is_key =
+                |key: &str| key.len() == 8 && key.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            name == NAME || key.is_some_and(is_key)
         };
         let found = std::fs::read_dir(parent)?.map(|entry| entry.map(|entry| entry.path()));
         let found: Vec<PathBuf> = found.collect::<Result<_, _>>()?;
@@ -45,10 +53,7 @@ impl Directory {
 
 impl Shelf for Directory {
     fn open(&self) -> Result<Arc<dyn Index>, IndexFailed> {
-        let removed = self.others().and_then(|others| others.iter().try_for_each(|other| remove(other)));
-        if let Err(e) = removed {
-            tracing::warn!(error = %e, "an index that is not sealed with the present key could not be removed");
-        }
+        self.remove_others().map_err(|e| IndexFailed(format!("removing the index of another key: {e}")))?;
         let config = sled::Config::new().path(&self.0).cache_capacity(INDEX_CACHE_BYTES);
         let db = config.flush_every_ms(Some(1000)).open().map_err(failed)?;
         Ok(Arc::new(Sled(db)))
@@ -65,6 +70,7 @@ impl Shelf for Directory {
     }
 
     fn discard(&self) -> std::io::Result<()> {
+        self.remove_others()?;
         remove(&self.0.with_extension(ASIDE))?;
         remove(&self.0)
     }

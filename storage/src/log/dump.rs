@@ -61,7 +61,7 @@ pub enum Line {
 /// Tells `each` record and hole of a directory, in the order of the log.
 ///
 /// # Errors
-/// If the directory has no superblock that can be read.
+/// If the directory has no superblock that can be read, or a record is sealed with a key that is not at hand.
 pub fn dump(disk: &dyn Disk, keys: &Keyring, each: &mut dyn FnMut(Line)) -> Result<(), OpenError> {
     let Some(superblock) = Superblock::load(disk)? else {
         return Err(OpenError::Damaged {
@@ -76,7 +76,9 @@ pub fn dump(disk: &dyn Disk, keys: &Keyring, each: &mut dyn FnMut(Line)) -> Resu
     };
     let mut erased: BTreeMap<SegmentId, Vec<plan::Range>> = BTreeMap::new();
     for (id, slot) in &superblock.contents.segments {
-        for found in scan(*id, *slot).records.iter().filter(|found| found.kind == Kind::Intent) {
+        let scanned = scan(*id, *slot);
+        scanned.check_key()?;
+        for found in scanned.records.iter().filter(|found| found.kind == Kind::Intent) {
             let Ok(intent) = codec::decode::<Intent>("intent", &found.head) else { continue };
             erased.entry(intent.segment).or_default().extend(intent.ranges);
         }

@@ -25,7 +25,7 @@ use crate::erase::{overwrite, plan};
 use crate::error::{Damage, OpenError};
 use crate::limits::{BATCH_BYTES_MAX, BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::position::{Location, LogIndex, LogPosition, SegmentId, Term};
-use crate::record::{self, Kind};
+use crate::record::{self, Invalid, Kind, VERSION};
 use crate::seal::Keyring;
 
 /// Octets of a segment that are no record: from, to.
@@ -181,13 +181,21 @@ fn note_strange_segments(
         let mut bytes = vec![0; BLOCK_BYTES as usize];
         let file = disk.open(&super::segment::file_name(slot)).map_err(io("opening a spare segment"))?;
         if file.read_at(&mut bytes, 0).is_ok()
-            && let Some(id) = record::segment_of(&bytes).filter(|id| *id > contents.newest)
+            && let Some(id) = segment_of(&name, &bytes)?.filter(|id| *id > contents.newest)
         {
             scanned.damage.end_is_whole = false;
             scanned.damage.note(name, format!("it holds segment {id}, which the superblock does not know"));
         }
     }
     Ok(())
+}
+
+/// The segment that a file says it holds.
+pub(super) fn segment_of(name: &str, bytes: &[u8]) -> Result<Option<SegmentId>, OpenError> {
+    record::segment_of(bytes).map_err(|invalid| match invalid {
+        Invalid::Newer(found) => OpenError::NewerFormat { what: name.into(), found, known: VERSION },
+        other => OpenError::Damaged { at: name.into(), why: other.to_string() },
+    })
 }
 
 pub(super) fn finish(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fold::{Opened, check_owner, decode, finish, io, write_again};
+use super::fold::{Opened, check_owner, decode, finish, io, segment_of, write_again};
 use super::judge::scan_all;
 use super::recovery::{self, Found};
 use super::segment::{create, file_name, slot_of};
@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::position::SegmentId;
-use crate::record::{self, Kind};
+use crate::record::Kind;
 
 /// Starts are counted from here if their number is lost: 14 bits of it go into message ids.
 const BOOTS_UNKNOWN: u64 = 1 << 13;
@@ -88,7 +88,7 @@ fn rebuilt(disk: &dyn Disk, identity: &Identity, options: &Options) -> Result<Co
         if file.read_at(&mut bytes, 0).is_err() {
             continue;
         }
-        let Some(id) = record::segment_of(&bytes) else { continue };
+        let Some(id) = segment_of(&file_name(slot), &bytes)? else { continue };
         let scan = recovery::scan(&options.keys.of_segment(id), &bytes);
         scan.check_key()?;
         let Some(head) = scan.records.into_iter().find(|f| f.kind == Kind::SegmentHead) else { continue };

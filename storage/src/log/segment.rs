@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Inner;
+use super::state::Segment;
 use crate::codec::Reset;
 use crate::disk::{Disk, DiskFile};
 use crate::limits::POOL_SEGMENTS_MAX;
-use crate::position::SegmentId;
+use crate::position::{LogIndex, SegmentId};
 use crate::sync::lock;
 
 /// Room on the disk, in bytes.
@@ -28,6 +29,8 @@ pub struct SpaceReport {
     pub sealed_live_bytes: u64,
     /// Held by segments in which records stand that the present at-rest key did not seal.
     pub other_key_bytes: u64,
+    /// The last entry that is kept in one of them.
+    pub other_key_upto: Option<LogIndex>,
     /// Size of a segment.
     pub segment_bytes: u64,
 }
@@ -113,10 +116,19 @@ impl Inner {
         }
     }
 
-    /// Takes a file back: zeroes it for the pool, or removes it if the pool is full.
-    pub(crate) fn give_back(&self, slot: u32, file: Arc<dyn DiskFile>) -> std::io::Result<()> {
-        if lock(&self.pool).len() < POOL_SEGMENTS_MAX {
+    /// Takes a file back: zeroes it for the pool, or removes it if the pool is full. What is `in_the_clear` where all else is sealed is
+    /// overwritten before its blocks go.
+    pub(crate) fn give_back(
+        &self,
+        slot: u32,
+        file: Arc<dyn DiskFile>,
+        in_the_clear: bool,
+    ) -> std::io::Result<()> {
+        let is_wanted = lock(&self.pool).len() < POOL_SEGMENTS_MAX;
+        if is_wanted || in_the_clear {
             zero(&*file, self.segment_bytes)?;
+        }
+        if is_wanted {
             lock(&self.pool).push((slot, file));
             return Ok(());
         }
@@ -128,9 +140,33 @@ impl Inner {
     pub(crate) fn adopt(&self, slots: Vec<u32>) -> std::io::Result<()> {
         for slot in slots {
             let file = self.disk.open(&file_name(slot))?;
-            self.give_back(slot, file)?;
+            self.give_back(slot, file, false)?;
         }
         Ok(())
+    }
+
+    /// Whether the writer is to go on in another segment: records stand in this one that the present key did not seal, and there is room.
+    pub(crate) fn is_to_be_left(&self, active: SegmentId) -> bool {
+        self.state().segments.get(&active).is_some_and(|segment| segment.other_key) && self.has_spare_room()
+    }
+
+    /// Whether a segment can be opened, and another one.
+    fn has_spare_room(&self) -> bool {
+        self.free_bytes() >= 2 * self.segment_bytes
+    }
+
+    /// Whether what is live in a segment can be moved without taking the last room that settlements and erasure need: half of what is left of
+    /// the active segment is enough, or there is room for more segments.
+    pub(crate) fn can_take(&self, id: SegmentId) -> bool {
+        let bytes = {
+            let state = self.state();
+            let left = state.segments.last_key_value().map_or(0, |(_, s)| self.segment_bytes - s.end as u64);
+            match state.segments.get(&id) {
+                Some(segment) if segment.live_bytes > left / 2 => segment.live_bytes,
+                _ => return true,
+            }
+        };
+        self.free_bytes() >= self.segment_bytes + bytes
     }
 
     /// Writes both copies of the superblock again if one of them is not what was written; whether that was so.
@@ -165,13 +201,13 @@ impl Inner {
     }
 
     /// Takes a segment that holds nothing live out of the superblock, durably, and out of memory.
-    pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<(u32, Arc<dyn DiskFile>)>> {
+    pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<Segment>> {
         let mut superblock = self.superblock();
         superblock.contents.segments.retain(|(other, _)| *other != id);
         superblock.ends.remove(&id);
         superblock.store()?;
         drop(superblock);
-        Ok(self.state().remove_segment(id).map(|segment| (segment.slot, segment.file)))
+        Ok(self.state().remove_segment(id))
     }
 
     pub(super) fn free_bytes(&self) -> u64 {
@@ -191,6 +227,7 @@ impl Inner {
             live_body_bytes: state.segments.values().map(|s| s.live_body_bytes).sum(),
             other_key_bytes: state.segments.values().filter(|s| s.other_key).count() as u64
                 * self.segment_bytes,
+            other_key_upto: state.other_key_upto(),
             segment_bytes: self.segment_bytes,
         }
     }

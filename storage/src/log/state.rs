@@ -508,6 +508,15 @@ impl LogState {
             .map(|(id, _)| *id)
     }
 
+    /// The last entry that is kept in a segment of another at-rest key. Entries stand in the order of their segments.
+    pub(crate) fn other_key_upto(&self) -> Option<LogIndex> {
+        let last =
+            self.segments.iter().rev().find(|(_, s)| s.other_key && s.entries > 0).map(|(id, _)| *id)?;
+        let is_up_to = |slot: &Slot| slot.location.is_some_and(|location| location.segment <= last);
+        let count = self.slots.partition_point(is_up_to) as u64;
+        count.checked_sub(1).map(|n| LogIndex(self.first + n))
+    }
+
     /// Tombstones stand in another segment now.
     pub(crate) fn gone_again(&mut self, keys: Vec<u128>, segment: SegmentId) {
         for key in keys {

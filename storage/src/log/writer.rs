@@ -102,9 +102,6 @@ impl Writer {
         let mut bytes = Vec::with_capacity(BATCH_BYTES_MAX);
         let mut pending = AllPending::default();
         let mut marked = true;
-        if let Err(e) = self.leave_other_key() {
-            self.inner.fail(&e);
-        }
         loop {
             if waiting.is_empty() {
                 let next = if marked {
@@ -147,6 +144,10 @@ impl Writer {
         pending: &mut AllPending,
     ) -> Result<(), String> {
         let (file, start) = self.inner.active_end(self.active);
+        if self.inner.is_to_be_left(self.active) {
+            self.roll(start)?;
+            return self.commit(bytes, waiting, pending);
+        }
         let mut opening = Vec::new();
         // Not ahead of its entry, which may be in a later batch: it would say nothing after a crash between the two.
         let committed = self.inner.state().committed.filter(|at| at.index.0 < self.written.next);
@@ -306,16 +307,6 @@ impl Writer {
             });
         }
         enqueue(waiting, request);
-    }
-
-    /// A segment in which records stand that the present key did not seal is left at the start, so that it can be emptied.
-    fn leave_other_key(&mut self) -> Result<(), String> {
-        let end = match self.inner.state().segments.get(&self.active) {
-            Some(segment) if segment.other_key => segment.end,
-            _ => return Ok(()),
-        };
-        let room = self.inner.free_bytes() >= 2 * self.inner.segment_bytes;
-        if room { self.roll(end) } else { Ok(()) }
     }
 
     /// Goes on in a new segment. Its file is zeroed and synced, and the superblock names it, before anything is written.

@@ -36,10 +36,21 @@ pub(crate) fn options() -> Options {
     }
 }
 
-/// All that these tests say holds with an at-rest key as well: `HOLDFAST_AT_REST=1`.
+/// With `HOLDFAST_AT_REST=1` what is written is sealed, and what these tests say holds all the same.
 fn keys() -> Keyring {
-    let wanted = std::env::var_os("HOLDFAST_AT_REST").is_some();
-    if wanted { Keyring::new(&[[7; KEY_BYTES]]).unwrap() } else { Keyring::default() }
+    if is_sealed() { Keyring::new(&[[7; KEY_BYTES]]).unwrap() } else { Keyring::default() }
+}
+
+pub(crate) fn is_sealed() -> bool {
+    std::env::var_os("HOLDFAST_AT_REST").is_some()
+}
+
+/// The same options with another at-rest key, if there is one; what the first has sealed can be opened.
+pub(crate) fn rekeyed(options: Options) -> Options {
+    match is_sealed() {
+        true => Options { keys: Keyring::new(&[[8; KEY_BYTES], [7; KEY_BYTES]]).unwrap(), ..options },
+        false => options,
+    }
 }
 
 pub(crate) fn open_with(disk: &SimDisk, options: Options) -> Result<Log, OpenError> {
