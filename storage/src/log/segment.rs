@@ -156,17 +156,15 @@ impl Inner {
     }
 
     /// Whether what is live in a segment can be moved without taking the last room that settlements and erasure need: half of what is left of
-    /// the active segment is enough, or there is room for more segments.
+    /// the active segment, or a segment that can be opened after it.
     pub(crate) fn can_take(&self, id: SegmentId) -> bool {
-        let bytes = {
+        let (live, left) = {
             let state = self.state();
             let left = state.segments.last_key_value().map_or(0, |(_, s)| self.segment_bytes - s.end as u64);
-            match state.segments.get(&id) {
-                Some(segment) if segment.live_bytes > left / 2 => segment.live_bytes,
-                _ => return true,
-            }
+            (state.segments.get(&id).map_or(0, |segment| segment.live_bytes), left)
         };
-        self.free_bytes() >= self.segment_bytes + bytes
+        let spare = if live <= left { self.segment_bytes } else { 2 * self.segment_bytes };
+        live <= left / 2 || self.free_bytes() >= spare
     }
 
     /// Writes both copies of the superblock again if one of them is not what was written; whether that was so.
