@@ -1,5 +1,9 @@
 //! The log against a plain model: whatever is done to it, and whenever the power goes, what is found again is the state after
-//! some operation at or after the last one whose completion ran. The simulated disk keeps any subset of unsynced blocks.
+//! some operation at or after the last one whose completion ran. The simulated disk keeps any subset of unsynced blocks, and may be full: the log may
+//! stop then, and the node starts again.
+//!
+//! The disk may also lie: flip a bit, lose a write that it acknowledged, put one elsewhere. Then a start may say that something is lost (the
+//! others would bring it), or find an earlier state; what it never may is show a state that there never was, or another body.
 //!
 //! `storage/interleavings` builds it with small limits, which makes a life short: for many lives.
 
@@ -10,17 +14,20 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use holdfast_storage::codec::Vote;
-use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::disk::Disk;
+use holdfast_storage::disk::sim::{SimDisk, WriteLie};
 use holdfast_storage::index::Sealed;
 use holdfast_storage::index::sim::{Lie, SimShelf};
 use holdfast_storage::limits::{BODY_BYTES_MAX, SEGMENT_BYTES_MIN};
 use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{
-    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, Options, Recovered, Rows, Term,
+    Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, ReadError, Recovered,
+    Rows, Term,
 };
 use proptest::prelude::*;
 
@@ -57,6 +64,21 @@ enum Operation {
         after: u64,
     },
     Restart,
+    /// Room for so many more half segments, or no bound.
+    Full {
+        halves: Option<u64>,
+    },
+    /// While the node is down a bit flips somewhere in what was written.
+    Rot {
+        file: usize,
+        at: f64,
+        bit: u8,
+    },
+    /// After so many more writes one is not what the disk says.
+    Deceive {
+        after: u64,
+        lie: WriteLie,
+    },
     /// Ends and starts again with another at-rest key on top of the ring, which keeps those before.
     Rekey {
         key: u8,
@@ -80,6 +102,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => (0u64..12).prop_map(|after| Operation::Crash { after }),
         1 => Just(Operation::Restart),
         1 => (1..=KEYS).prop_map(|key| Operation::Rekey { key }),
+        1 => prop_oneof![(0u64..4).prop_map(Some), Just(None)].prop_map(|halves| Operation::Full { halves }),
+        1 => (0usize..9, 0.0..1.0f64, 0u8..8).prop_map(|(file, at, bit)| Operation::Rot { file, at, bit }),
+        1 => (0u64..12, prop_oneof![Just(WriteLie::Lost), Just(WriteLie::Misdirected)])
+            .prop_map(|(after, lie)| Operation::Deceive { after, lie }),
     ]
 }
 
@@ -110,10 +136,16 @@ struct Run {
     states: Vec<Model>,
     /// How many operations are known durable.
     durable: Arc<Mutex<usize>>,
-    killed: BTreeSet<LogIndex>,
+    killed: BTreeSet<LogPosition>,
     counter: u64,
     term: u64,
     keys: Keyring,
+    /// Set when the log has stopped: the node ends, and starts again.
+    failed: Arc<AtomicBool>,
+    /// Every state that there was on this disk.
+    past: Vec<Model>,
+    /// Every body that there was, by its CRC-32: what other nodes would bring.
+    bodies: BTreeMap<(LogIndex, u32), Bytes>,
 }
 
 /// At-rest keys that there are.
@@ -126,17 +158,21 @@ fn ring(sealing: u8) -> Keyring {
     Keyring::new(&keys).unwrap()
 }
 
-fn open(disk: &SimDisk, keys: &Keyring) -> (Log, Recovered) {
-    let options = Options { move_below_percent: 60, keys: keys.clone(), ..common::options() };
+fn open(disk: &SimDisk, keys: &Keyring, failed: &Arc<AtomicBool>) -> Result<(Log, Recovered), OpenError> {
+    failed.store(false, Ordering::SeqCst);
+    let failed = failed.clone();
+    let on_failure = Arc::new(move |_: &str| failed.store(true, Ordering::SeqCst));
+    let options = Options { move_below_percent: 60, keys: keys.clone(), on_failure, ..common::options() };
     let identity = Identity { cluster: "test".into(), node: 1 };
-    Log::open(Arc::new(disk.clone()), identity, options).expect("the directory opens")
+    Log::open(Arc::new(disk.clone()), identity, options)
 }
 
 impl Run {
     fn new(seed: u64) -> Run {
         let disk = SimDisk::new(seed);
         let keys = Keyring::default();
-        let (log, recovered) = open(&disk, &keys);
+        let failed = Arc::default();
+        let (log, recovered) = open(&disk, &keys, &failed).expect("an empty directory opens");
         let log = Arc::new(log);
         assert!(recovered.pristine);
         let shelf = SimShelf::default();
@@ -144,6 +180,9 @@ impl Run {
             disk,
             rows: Some(Rows::new(log.clone(), Some(Box::new(shelf.clone())), 0)),
             keys,
+            failed,
+            past: Vec::new(),
+            bodies: BTreeMap::new(),
             log: Some(log),
             shelf,
             states: vec![Model::default()],
@@ -174,6 +213,9 @@ impl Run {
     }
 
     fn step(&mut self, operation: &Operation) {
+        if self.failed.load(Ordering::SeqCst) {
+            self.restart(false);
+        }
         let mut model = self.now();
         self.counter += 1;
         match operation {
@@ -181,7 +223,7 @@ impl Run {
                 let at = LogPosition { term: Term(self.term), index: LogIndex(model.next()) };
                 let stamp = format!("{}-", self.counter);
                 let body: Bytes = stamp.bytes().cycle().take(*body).collect::<Vec<u8>>().into();
-                self.killed.remove(&at.index);
+                self.bodies.insert((at.index, crc32fast::hash(&body)), body.clone());
                 let head = Bytes::from(at.index.0.to_string());
                 let done = self.done();
                 self.log().append(vec![Entry { at, head, body: body.clone() }], done);
@@ -225,7 +267,9 @@ impl Run {
             Operation::Replace { steps, ends } => {
                 let Some((applied, _)) = model.entries.last().cloned() else { return };
                 // The checkpoint before it is complete.
-                common::outcome(|done| self.log().append(Vec::new(), done)).unwrap();
+                if common::outcome(|done| self.log().append(Vec::new(), done)).is_err() {
+                    return;
+                }
                 let mut replacement = self.log().replace();
                 let mut rows = BTreeMap::new();
                 for step in 0..*steps {
@@ -258,18 +302,19 @@ impl Run {
             Operation::Erase { back } => {
                 let Some(index) = model.next().checked_sub(*back as u64 + 1) else { return };
                 self.log().erase(LogIndex(index));
-                self.killed.insert(LogIndex(index));
+                let at = model.entries.iter().map(|(at, _)| *at).find(|at| at.index.0 == index);
+                self.killed.extend(at);
                 return;
             }
             Operation::Settle => {
                 let (tell, told) = channel();
                 self.log().append(Vec::new(), Box::new(move |r| drop(tell.send(r))));
                 if let Ok(Ok(())) = told.recv() {
-                    assert_eq!(
-                        all_rows(self.rows.as_ref().unwrap()),
-                        model.rows,
-                        "P9: whatever the index says"
-                    );
+                    match all_rows(self.rows.as_ref().unwrap()) {
+                        // The log has stopped, and the next start says what is lost.
+                        Err(_) if self.disk.lies() > 0 => {}
+                        found => assert_eq!(found.unwrap(), model.rows, "P9: whatever the index says"),
+                    }
                 }
                 return;
             }
@@ -291,6 +336,27 @@ impl Run {
                 self.restart(false);
                 return;
             }
+            Operation::Full { halves } => {
+                let room = halves.map(|halves| self.disk.used_bytes() + halves * SEGMENT_BYTES_MIN / 2);
+                self.disk.set_capacity(room.unwrap_or(u64::MAX));
+                return;
+            }
+            Operation::Rot { file, at, bit } => {
+                drop((self.rows.take(), self.log.take()));
+                let files = self.disk.list().unwrap();
+                let name = &files[file % files.len()];
+                let contents = self.disk.contents(name);
+                let written = contents.iter().rposition(|octet| *octet != 0).map_or(0, |last| last + 1);
+                if written > 0 {
+                    self.disk.flip(name, (at * written as f64) as u64, *bit);
+                }
+                self.restart(false);
+                return;
+            }
+            Operation::Deceive { after, lie } => {
+                self.disk.lie_in(*after, *lie);
+                return;
+            }
             Operation::Rekey { key } => {
                 self.keys = ring(*key);
                 self.restart(false);
@@ -306,32 +372,54 @@ impl Run {
             // The last operation hangs in the air while the power goes.
             let _ = self.log.take();
             self.disk.crash();
-        } else {
-            self.log().check();
-            drop(self.log.take());
+        } else if let Some(log) = self.log.take() {
+            log.check();
         }
-        let (log, recovered) = open(&self.disk, &self.keys);
+        self.past.append(&mut self.states.clone());
+        let opened = open(&self.disk, &self.keys, &self.failed);
+        // What a disk that lies does cannot always be told from what it was told to do.
+        let lied = self.disk.lies() > 0;
+        let (log, recovered) = match opened {
+            Err(OpenError::Lost(damage)) if lied && damage.count > 0 => return self.begin_anew(),
+            opened => opened.expect("the directory opens"),
+        };
         let log = Arc::new(log);
+        for lost in log.lost() {
+            assert!(lied, "a sound disk has lost {lost:?}");
+            let crc = lost.crc.expect("a start reads each header");
+            let body = self.bodies.get(&(lost.index, crc));
+            let body = body.unwrap_or_else(|| panic!("nobody ever had {lost:?}")).clone();
+            drop(common::outcome(|done| log.mend_body(lost.index, body, done)));
+        }
         let shelf = Sealed { shelf: self.shelf.clone(), keys: self.keys.clone() };
         let rows = Rows::new(log.clone(), Some(Box::new(shelf)), 0);
         log.check();
-        assert!(!recovered.ambiguous_tail, "a crash is never ambiguous");
-        let all = log.entries(0..u64::MAX, usize::MAX).expect("what is found is readable");
+        assert!(lied || !recovered.ambiguous_tail, "a crash is never ambiguous");
+        drop(log.end_ambiguity());
+        let all = match log.entries(0..u64::MAX, usize::MAX) {
+            // What was to be mended found no room, or the disk has lied again.
+            Err(_) if lied => return self.begin_anew(),
+            all => all.expect("what is found is readable"),
+        };
+        let found_rows = match all_rows(&rows) {
+            Err(_) if self.disk.lies() > 0 => return self.begin_anew(),
+            found => found.expect("every row is readable"),
+        };
         let checkpoint = recovered.checkpoint.unwrap_or_default();
-        let found = Model {
+        let mut found = Model {
             floor: log.floor(),
             entries: all.iter().map(|e| (e.at, e.body.clone())).collect(),
             vote: recovered.vote,
-            rows: all_rows(&rows),
+            rows: found_rows,
             tables: checkpoint.tables.to_vec(),
             applied: Some(checkpoint.applied).filter(|a| *a != LogPosition::default()),
         };
         let durable = *self.durable.lock().unwrap();
-        let known = &self.states[durable.min(self.states.len() - 1)..];
+        let known = if lied { &self.past[..] } else { &self.states[durable.min(self.states.len() - 1)..] };
         let killed = &self.killed;
         let same = |state: &&Model| {
             let entries = state.entries.iter().zip(&found.entries).all(|((at, body), (at2, body2))| {
-                at == at2 && (body == body2 || body2.is_empty() && killed.contains(&at.index))
+                at == at2 && (body == body2 || body2.is_empty() && (lied || killed.contains(at)))
             });
             entries
                 && state.entries.len() == found.entries.len()
@@ -350,6 +438,16 @@ impl Run {
             known.len(),
             known.last().map(brief),
         );
+        // A body of which nothing is left, as its last record was cut off, is brought by others: the state says that it should be there.
+        let should_be = matching.map(|m| m.entries.clone()).unwrap_or_default();
+        for ((at, body), (_, found)) in should_be.iter().zip(&mut found.entries) {
+            if found.is_empty() && !body.is_empty() && !killed.contains(at) {
+                *found = body.clone();
+                if common::outcome(|done| log.mend_body(at.index, body.clone(), done)).is_err() {
+                    return self.begin_anew();
+                }
+            }
+        }
         self.states = vec![found];
         *self.durable.lock().unwrap() = 0;
         (self.log, self.rows) = (Some(log), Some(rows));
@@ -357,17 +455,28 @@ impl Run {
     }
 }
 
+impl Run {
+    /// On an empty disk, as a node that is replaced.
+    fn begin_anew(&mut self) {
+        drop((self.rows.take(), self.log.take()));
+        self.counter += 1;
+        let anew = Run::new(self.counter);
+        let (shelf, counter, term) = (self.shelf.clone(), self.counter, self.term + 1);
+        *self = Run { shelf, counter, term, keys: self.keys.clone(), ..anew };
+    }
+}
+
 /// All rows, read in small steps.
-fn all_rows(rows: &Rows) -> BTreeMap<u128, Vec<u8>> {
+fn all_rows(rows: &Rows) -> Result<BTreeMap<u128, Vec<u8>>, ReadError> {
     let (mut all, mut after) = (BTreeMap::new(), None);
     loop {
         let keys = rows.keys(after, 3);
-        let Some(last) = keys.last() else { return all };
+        let Some(last) = keys.last() else { return Ok(all) };
         after = Some(*last);
         // As a walk reads them, and one by one.
-        for (key, row) in rows.read(&keys).expect("every row is readable") {
+        for (key, row) in rows.read(&keys)? {
             assert!(rows.contains(key));
-            assert_eq!(rows.get(key).expect("readable").as_ref(), Some(&row));
+            assert_eq!(rows.get(key)?.as_ref(), Some(&row));
             all.insert(key, row.to_vec());
         }
     }
@@ -375,10 +484,11 @@ fn all_rows(rows: &Rows) -> BTreeMap<u128, Vec<u8>> {
 
 fn brief(m: &Model) -> String {
     format!(
-        "floor {:?}, {} entries to {:?}, vote {:?}, rows {:?}, tables {} bytes, applied {:?}",
+        "floor {:?}, {} entries to {:?}, bodies {:?}, vote {:?}, rows {:?}, tables {} bytes, applied {:?}",
         m.floor,
         m.entries.len(),
         m.entries.last().map(|(at, _)| at),
+        m.entries.iter().map(|(at, body)| (at.term.0, body.len())).collect::<Vec<_>>(),
         m.vote.map(|v| v.term),
         m.rows.keys().collect::<Vec<_>>(),
         m.tables.len(),

@@ -1,5 +1,6 @@
 //! A disk in memory that lies as disks do: a crash keeps any subset of the unsynced 4 KiB blocks and of the
-//! unsynced directory entries, a sync may fail once, space may run out, bits may flip. Deterministic by its seed.
+//! unsynced directory entries, a sync may fail once, space may run out, bits may flip, a write may be lost or go elsewhere. Deterministic by
+//! its seed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -41,6 +42,10 @@ struct State {
     steps: u64,
     /// After this many more writes or syncs the power is off: everything fails and nothing more is kept.
     power_off_in: Option<u64>,
+    /// After this many more writes one is not what it says.
+    lie_in: Option<(u64, WriteLie)>,
+    /// Bits that were flipped, and writes that were not what they said.
+    lies: u64,
     capacity_bytes: u64,
     syncs: u64,
     writes: u64,
@@ -80,6 +85,15 @@ impl State {
             None => Ok(()),
         }
     }
+}
+
+/// What becomes of a write that is said to have gone well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteLie {
+    /// Nothing.
+    Lost,
+    /// It goes to another block of the same file.
+    Misdirected,
 }
 
 /// A data directory in memory. Clones share it.
@@ -152,9 +166,20 @@ impl SimDisk {
         self.state().fail_in = Some(n);
     }
 
+    /// After `n` more writes one is not what it says.
+    pub fn lie_in(&self, n: u64, lie: WriteLie) {
+        self.state().lie_in = Some((n, lie));
+    }
+
+    /// Bits that were flipped, and writes that were not what they said, so far.
+    pub fn lies(&self) -> u64 {
+        self.state().lies
+    }
+
     /// What was still to fail does not.
     pub fn heal(&self) {
         let mut s = self.state();
+        s.lie_in = None;
         (s.fail_sync_in, s.fail_write_in, s.fail_in, s.power_off_in) = (None, None, None, None);
     }
 
@@ -166,6 +191,11 @@ impl SimDisk {
     /// After `n` more writes and syncs nothing works any more until [`SimDisk::crash`].
     pub fn power_off_in(&self, n: u64) {
         self.state().power_off_in = Some(n);
+    }
+
+    /// Octets of all files.
+    pub fn used_bytes(&self) -> u64 {
+        self.state().used()
     }
 
     /// Bounds the space; what goes beyond is ENOSPC.
@@ -182,6 +212,7 @@ impl SimDisk {
     /// Flips one bit, on the medium and in the cache.
     pub fn flip(&self, name: &str, offset: u64, bit: u8) {
         let mut s = self.state();
+        s.lies += 1;
         let id = s.names[name];
         let node = s.files.get_mut(&id).expect("a name has a file");
         node.seen[offset as usize] ^= 1 << bit;
@@ -306,7 +337,7 @@ impl DiskFile for SimFile {
         let mut result = Ok(());
         let end = offset + bytes.len() as u64;
         let grows = end.saturating_sub(s.files[&self.id].seen.len() as u64);
-        if s.used() + grows > s.capacity_bytes {
+        if grows > 0 && s.used() + grows > s.capacity_bytes {
             return Err(io::ErrorKind::StorageFull.into());
         }
         if let Some(n) = &mut s.fail_write_in {
@@ -317,6 +348,20 @@ impl DiskFile for SimFile {
             } else {
                 *n -= 1;
             }
+        }
+        let mut offset = offset;
+        match &mut s.lie_in {
+            Some((0, lie)) => {
+                let lie = *lie;
+                (s.lie_in, s.lies) = (None, s.lies + 1);
+                if lie == WriteLie::Lost {
+                    return result;
+                }
+                let blocks = (s.files[&self.id].seen.len().saturating_sub(bytes.len()) / BLOCK) as u64;
+                offset = s.random() % (blocks + 1) * BLOCK_BYTES;
+            }
+            Some((n, _)) => *n -= 1,
+            None => {}
         }
         let node = s.files.get_mut(&self.id).expect("open files stay");
         let (from, to) = (offset as usize, offset as usize + bytes.len());
