@@ -169,8 +169,8 @@ fn p6_room_comes_back_while_mail_dies_without_a_pause() {
 /// A segment's file is zeroed, or goes, only once the superblock no longer names it: wherever the power goes meanwhile, nothing looks lost.
 #[test]
 fn p1_a_segment_is_given_back_when_the_superblock_says_so() {
-    let mut power_went = 0;
-    for after in 0..100 {
+    let (mut after, mut undisturbed) = (0, 0);
+    while undisturbed < 2 {
         let disk = SimDisk::new(after);
         let failed = Arc::new(AtomicBool::new(false));
         let told = failed.clone();
@@ -180,24 +180,20 @@ fn p1_a_segment_is_given_back_when_the_superblock_says_so() {
         let entry = |index| common::entry(at(index), common::body(index, 256 << 10));
         common::wait(&log, |done| log.append((0..ENTRIES).map(entry).collect(), done));
         assert!(log.space().held_bytes >= 3 * SEGMENT);
+        disk.power_off_in(after);
         (0..ENTRIES).for_each(|index| log.erase(LogIndex(index)));
         log.purge(at(ENTRIES - 1));
-        disk.power_off_in(after);
-        let until = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < until
-            && log.space().held_bytes > 2 * SEGMENT
-            && !failed.load(Ordering::Relaxed)
-        {
+        let until = Instant::now() + Duration::from_secs(20);
+        let is_over = || log.space().held_bytes <= 2 * SEGMENT && log.erase_backlog() == 0;
+        while !failed.load(Ordering::Relaxed) && !is_over() {
+            assert!(Instant::now() < until, "power off after {after}: {:?}", log.space());
             std::thread::sleep(Duration::from_millis(2));
         }
-        let over = !failed.load(Ordering::Relaxed);
-        power_went += u64::from(!over);
         drop(log);
+        undisturbed = if failed.load(Ordering::Relaxed) { 0 } else { undisturbed + 1 };
         disk.crash();
         open(&disk).map(drop).unwrap_or_else(|error| panic!("power off after {after}: {error}"));
-        if over {
-            break;
-        }
+        after += 1;
     }
-    assert!(power_went > 10, "the power went {power_went} times before all was given back");
+    assert!(after > 20, "all was given back after {after} operations");
 }

@@ -171,6 +171,11 @@ impl SimDisk {
         self.state().lie_in = Some((n, lie));
     }
 
+    /// A lie that is still to come does not.
+    pub fn lie_no_more(&self) {
+        self.state().lie_in = None;
+    }
+
     /// Bits that were flipped, and writes that were not what they said, so far.
     pub fn lies(&self) -> u64 {
         self.state().lies

@@ -195,8 +195,11 @@ impl Eraser {
             moving.under_way = begun.map_err(|e| format!("reading a sparse segment: {e}"))?;
         }
         let Some(relocation) = &mut moving.under_way else { return Ok(()) };
-        if !self.inner.can_take(relocation.segment()) {
-            return Ok(()); // until there is room, or less of it is live
+        let room = self.inner.room_to_move();
+        if !self.inner.state().fits(relocation.segment(), room) {
+            // Others have taken the room meanwhile: another one may fit.
+            moving.under_way = None;
+            return Ok(());
         }
         let copies = relocation
             .next(&self.inner)

@@ -48,10 +48,10 @@ impl Relocation {
     /// Begins with the sparsest segment that was not `tried` lately, if there is one that is worth it and there is room for what is live in it.
     pub(super) fn begin(inner: &Inner, tried: &BTreeSet<SegmentId>) -> std::io::Result<Option<Relocation>> {
         let percent = inner.options.move_below_percent;
-        let sparse = inner.state().sparse_segment(percent, tried);
-        let Some(id) = sparse.filter(|id| inner.can_take(*id)) else { return Ok(None) };
+        let room = inner.room_to_move();
         let (segment, file, end) = {
             let state = inner.state();
+            let Some(id) = state.sparse_segment(percent, tried, room) else { return Ok(None) };
             let file = state.segments[&id].file.clone();
             if state.damaged.contains(&id) {
                 // Its records cannot all be found by reading it.

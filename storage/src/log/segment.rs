@@ -140,7 +140,8 @@ impl Inner {
     pub(crate) fn adopt(&self, slots: Vec<u32>) -> std::io::Result<()> {
         for slot in slots {
             let file = self.disk.open(&file_name(slot))?;
-            self.give_back(slot, file, false)?;
+            // It may be one that was to be overwritten when the power went.
+            self.give_back(slot, file, self.options.keys.sealing().is_some())?;
         }
         Ok(())
     }
@@ -155,16 +156,14 @@ impl Inner {
         self.free_bytes() >= 2 * self.segment_bytes
     }
 
-    /// Whether what is live in a segment can be moved without taking the last room that settlements and erasure need: half of what is left of
-    /// the active segment, or a segment that can be opened after it.
-    pub(crate) fn can_take(&self, id: SegmentId) -> bool {
-        let (live, left) = {
+    /// Octets that can be written before a segment cannot be opened, but for what settlements and erasure are left with.
+    pub(crate) fn room_to_move(&self) -> u64 {
+        let left = {
             let state = self.state();
-            let left = state.segments.last_key_value().map_or(0, |(_, s)| self.segment_bytes - s.end as u64);
-            (state.segments.get(&id).map_or(0, |segment| segment.live_bytes), left)
+            state.segments.last_key_value().map_or(0, |(_, s)| self.segment_bytes - s.end as u64)
         };
-        let spare = if live <= left { self.segment_bytes } else { 2 * self.segment_bytes };
-        live <= left / 2 || self.free_bytes() >= spare
+        let spare = self.free_bytes() / self.segment_bytes * self.segment_bytes;
+        (left + spare).saturating_sub(self.segment_bytes / 16)
     }
 
     /// Writes both copies of the superblock again if one of them is not what was written; whether that was so.

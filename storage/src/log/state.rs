@@ -14,6 +14,8 @@ use crate::codec::Vote;
 use crate::disk::DiskFile;
 use crate::limits::CACHE_BYTES_MAX;
 use crate::position::{Location, LogIndex, LogPosition, SegmentId, Term};
+use crate::record::HEADER_BYTES;
+use crate::seal::SEALED_BYTES;
 
 /// An entry of the replicated log. The meaning of head and body is the caller's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,9 @@ pub(crate) struct RowPlace {
     pub(crate) location: Location,
     pub(crate) crc: u32,
 }
+
+/// What a record takes beside its body, or its key and row: header, seal, alignment.
+const RECORD_BYTES: u64 = (HEADER_BYTES + SEALED_BYTES + 8) as u64;
 
 /// A body whose story is over and whose octets are still there.
 #[derive(Clone, Copy, Debug)]
@@ -486,9 +491,19 @@ impl LogState {
         }
     }
 
+    /// Whether what is live in a segment takes no more than so many octets where it is moved to. It comes back as a spare one then.
+    pub(crate) fn fits(&self, id: SegmentId, room: u64) -> bool {
+        self.segments.get(&id).is_none_or(|s| s.live_bytes + s.live * RECORD_BYTES <= room)
+    }
+
     /// The segment that would give back most if what is live in it were moved, if that is worth it: less than `percent` of it is
-    /// live, and all of that can be moved. One that is damaged comes first; one that holds records of another at-rest key is always worth it.
-    pub(crate) fn sparse_segment(&self, percent: u64, but: &BTreeSet<SegmentId>) -> Option<SegmentId> {
+    /// live, all of that can be moved, and there is `room` for it. One that is damaged comes first; one that holds records of another at-rest key is always worth it.
+    pub(crate) fn sparse_segment(
+        &self,
+        percent: u64,
+        but: &BTreeSet<SegmentId>,
+        room: u64,
+    ) -> Option<SegmentId> {
         let newest = self.segments.keys().rev().take(2).copied().collect::<Vec<_>>();
         // Where little is written the one before the newest would be so for long.
         let is_settled =
@@ -498,6 +513,7 @@ impl LogState {
                 && s.entries == 0
                 && is_settled(id, s)
                 && !but.contains(id)
+                && self.fits(*id, room)
                 && !self.pending.contains(id)
                 && !self.tables.contains(id)
                 && (s.live_bytes * 100 < s.end as u64 * percent || s.other_key || self.damaged.contains(id))
