@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use common::{at, until, wait};
 use holdfast_storage::codec::{Reset, Vote};
-use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::index::spilled::Directory;
@@ -213,15 +212,7 @@ fn p6_changing_keys_takes_no_room_that_is_needed() {
     wait(&log, |done| log.append((0..ENTRIES).map(|n| common::entry(at(1, n), body(n))).collect(), done));
     log.purge(at(1, ENTRIES - 1));
     drop(log);
-    // No spare segment, and no room for one.
-    let used = common::segments(&disk);
-    for name in
-        disk.list().unwrap().iter().filter(|name| name.starts_with("segment-") && !used.contains(name))
-    {
-        disk.remove(name).unwrap();
-    }
-    let bytes = disk.list().unwrap().iter().map(|name| disk.contents(name).len() as u64).sum::<u64>();
-    disk.set_capacity(bytes + common::SEGMENT / 2);
+    common::leave_no_room(&disk, common::SEGMENT / 2);
     let failed = Arc::new(AtomicBool::new(false));
     let told = failed.clone();
     let on_failure = Arc::new(move |why: &str| told.store(!why.is_empty(), Ordering::Relaxed));

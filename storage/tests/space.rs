@@ -197,3 +197,33 @@ fn p1_a_segment_is_given_back_when_the_superblock_says_so() {
     }
     assert!(after > 20, "all was given back after {after} operations");
 }
+
+/// A full disk, and a segment that must be emptied and does not fit: those that fit are emptied, and bring the room that it needs.
+#[test]
+fn p6_a_segment_that_does_not_fit_keeps_no_other_from_being_emptied() {
+    let disk = SimDisk::new(9);
+    let log = open(&disk).unwrap();
+    // Some four segments; the newest has room for a fourth of one.
+    const ENTRIES: u64 = 60;
+    let entry = |index| common::entry(at(index), common::body(index, 250_000));
+    common::wait(&log, |done| log.append((0..ENTRIES).map(entry).collect(), done));
+    log.purge(at(ENTRIES - 1));
+    common::settle(&log);
+    drop(log);
+    common::leave_no_room(&disk, 0);
+    let scrubbed = Options { scrub_bytes_per_second: 1 << 30, move_below_percent: 60, ..options() };
+    let log = open_with(&disk, scrubbed).unwrap();
+    let held = log.space().held_bytes;
+    // A header in the first segment rots.
+    let first = &common::segments(&disk)[0];
+    let octets = disk.contents(first);
+    let needle = b"<the body of entry 000003>";
+    let place = octets.windows(needle.len()).position(|w| w == needle).unwrap() as u64;
+    disk.flip(first, place - 50, 2);
+    common::until("it is found", || log.scrubbed().damaged > 0);
+    (17..ENTRIES - 13).filter(|index| index % 8 != 0).for_each(|index| log.erase(LogIndex(index)));
+    common::until("sparse segments are emptied", || log.space().held_bytes < held);
+    for index in (0..17).chain(48..ENTRIES).filter(|index| *index != 3) {
+        assert!(log.body(LogIndex(index)).is_ok(), "body {index}");
+    }
+}

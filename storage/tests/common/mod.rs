@@ -107,6 +107,17 @@ pub(crate) fn segments(disk: &SimDisk) -> Vec<String> {
     names
 }
 
+/// No spare segment, and no more room than this: the log is closed.
+pub(crate) fn leave_no_room(disk: &SimDisk, bytes: u64) {
+    let used = segments(disk);
+    for name in
+        disk.list().unwrap().iter().filter(|name| name.starts_with("segment-") && !used.contains(name))
+    {
+        disk.remove(name).unwrap();
+    }
+    disk.set_capacity(disk.used_bytes() + bytes);
+}
+
 /// How many cases of a property, unless the environment says otherwise.
 pub(crate) fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
