@@ -617,3 +617,38 @@ fn p9_damage_is_told_with_its_entries() {
         }
     }
 }
+
+/// P3: what nobody can read any more is overwritten by a salvage. If a sync fails on the way, its zeros may stand in the page cache alone: the next
+/// start does it again.
+#[test]
+fn p3_a_salvage_whose_overwriting_failed_is_done_again() {
+    let mut failures = 0;
+    for step in 0.. {
+        let disk = SimDisk::new(31);
+        let written = write(&disk, &[5000; 20]);
+        let name = &segments(&disk)[0];
+        let needle = stamp(4);
+        let contents = disk.contents(name);
+        let body_at = contents.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u64;
+        disk.flip(name, body_at - 60, 1);
+        let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("a damaged header is no damage") };
+        let reset = Reset { vote: None, last: damage.last, void_but: Some(written.last.index) };
+        disk.fail_in(step);
+        let salvaged = Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).map(drop);
+        disk.heal();
+        failures += u64::from(salvaged.is_err());
+        // The system goes on, and the power goes later.
+        let log = open(&disk).or_else(|_| {
+            Log::salvage(Arc::new(disk.clone()), identity(), options(), reset).map(|(log, _)| log)
+        });
+        let log = log.unwrap_or_else(|e| panic!("operation {step} failed: {e}"));
+        settle(&log);
+        drop(log);
+        disk.crash();
+        assert!(!disk.contains(needle.as_bytes()), "operation {step} failed: what was void can be read");
+        if salvaged.is_ok() && step > 5 {
+            break;
+        }
+    }
+    assert!(failures > 10, "{failures}");
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::fold::{Opened, check_owner, decode, finish, io, segment_of, write_again};
+use super::fold::{Hole, Opened, check_owner, decode, finish, io, segment_of, write_again};
 use super::judge::scan_all;
 use super::recovery::{self, Found};
 use super::segment::{create, file_name, slot_of};
@@ -53,6 +53,10 @@ pub(super) fn salvage(
     }
     let mut unreadable = std::mem::take(&mut scanned.holes);
     unreadable.extend(scanned.cut.take().map(|(id, from)| (id, from, size as u32)));
+    if contents.pending.is_some_and(|pending| pending.void_but.is_some()) {
+        // One that was cut short: zeros that are read where nobody could read anything may be those of a sync that failed.
+        unreadable = gaps(&state, &scanned.records, size as u32);
+    }
     let slots = disk.list().map_err(io("listing the directory"))?;
     let slots = slots.iter().filter_map(|name| slot_of(name));
     let slot = slots.chain(contents.segments.iter().map(|(_, slot)| *slot)).max().map_or(0, |s| s + 1);
@@ -77,6 +81,24 @@ pub(super) fn salvage(
     let mut opened = finish(disk, superblock, state, scanned)?;
     opened.salvage = Some((*reset, unreadable));
     Ok(opened)
+}
+
+/// All that is no record.
+fn gaps(state: &LogState, records: &[Found], size: u32) -> Vec<Hole> {
+    let mut gaps = Vec::new();
+    for id in state.segments.keys() {
+        let mut from = 0;
+        for found in records.iter().filter(|found| found.location.segment == *id) {
+            if from < found.location.offset {
+                gaps.push((*id, from, found.location.offset));
+            }
+            from = found.end() as u32;
+        }
+        if from < size {
+            gaps.push((*id, from, size));
+        }
+    }
+    gaps
 }
 
 /// A superblock from what the segments say of themselves. One that had been given back may be among them; a salvage voids it.

@@ -96,7 +96,8 @@ impl Superblock {
             return Ok(None);
         }
         let file = disk.open(NAME).map_err(io)?;
-        let mut newest: Option<(Contents, Ends, u64)> = None;
+        let mut newest: Option<(Contents, u64)> = None;
+        let mut ends = [None, None];
         let mut invalid = None;
         for copy in 0..2 {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
@@ -106,12 +107,16 @@ impl Superblock {
                 invalid = Some(copy);
                 continue;
             };
-            if newest.as_ref().is_none_or(|(n, _, _)| n.sequence < contents.sequence) {
-                newest = Some((contents, ends_of(&bytes), copy));
+            ends[copy as usize] = ends_of(&bytes);
+            if newest.as_ref().is_none_or(|(n, _)| n.sequence < contents.sequence) {
+                newest = Some((contents, copy));
             }
         }
         match newest {
-            Some((contents, ends, copy)) => {
+            Some((contents, copy)) => {
+                // What the other one says was so once, and ends only move on.
+                ends.rotate_left(copy as usize);
+                let ends = ends.into_iter().flatten().next().unwrap_or_default();
                 Ok(Some(Superblock { file, contents, ends, first: Some(invalid.unwrap_or(copy)) }))
             }
             // Both copies are written before anything refers to the directory: it was there.
@@ -129,7 +134,7 @@ impl Superblock {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             self.file.read_from_medium(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_ok()
                 && contents_of(&bytes).is_some_and(|contents| contents == self.contents)
-                && ends_of(&bytes) == self.ends
+                && ends_of(&bytes).unwrap_or_default() == self.ends
         };
         let wrong = (0..2).find(|copy| !is_right(copy));
         self.first = wrong.or(self.first);
@@ -193,24 +198,21 @@ fn contents_of(bytes: &[u8]) -> Option<Contents> {
     codec::decode("superblock", payload).ok()
 }
 
-/// Up to where a copy says that segments were synced; nothing if it was written by an earlier build.
-fn ends_of(bytes: &[u8]) -> Ends {
-    let found = || {
-        let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
-        let begin = PREFIX_BYTES + number(8)? as usize;
-        let from = begin + ENDS_MAGIC.len() + size_of::<u32>();
-        let count = number(begin + ENDS_MAGIC.len())? as usize;
-        let to = from.checked_add(count.checked_mul(END_BYTES)?)?;
-        let is_valid =
-            bytes.get(begin..)?.starts_with(&ENDS_MAGIC) && number(to)? == crc32fast::hash(bytes.get(..to)?);
-        let end = |field: &[u8]| {
-            let (segment, offset) = field.split_first_chunk::<8>()?;
-            let offset = u32::from_le_bytes(*offset.first_chunk()?);
-            Some((SegmentId(u64::from_le_bytes(*segment)), offset))
-        };
-        bytes[from..to].chunks(END_BYTES).map(end).collect::<Option<Ends>>().filter(|_| is_valid)
+/// Up to where a copy says that segments were synced; nothing if that list is damaged, or the copy was written by an earlier build.
+fn ends_of(bytes: &[u8]) -> Option<Ends> {
+    let number = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+    let begin = PREFIX_BYTES + number(8)? as usize;
+    let from = begin + ENDS_MAGIC.len() + size_of::<u32>();
+    let count = number(begin + ENDS_MAGIC.len())? as usize;
+    let to = from.checked_add(count.checked_mul(END_BYTES)?)?;
+    let is_valid =
+        bytes.get(begin..)?.starts_with(&ENDS_MAGIC) && number(to)? == crc32fast::hash(bytes.get(..to)?);
+    let end = |field: &[u8]| {
+        let (segment, offset) = field.split_first_chunk::<8>()?;
+        let offset = u32::from_le_bytes(*offset.first_chunk()?);
+        Some((SegmentId(u64::from_le_bytes(*segment)), offset))
     };
-    found().unwrap_or_default()
+    bytes[from..to].chunks(END_BYTES).map(end).collect::<Option<Ends>>().filter(|_| is_valid)
 }
 
 #[cfg(test)]
@@ -219,6 +221,33 @@ mod tests {
     use crate::codec::Vote;
     use crate::disk::sim::SimDisk;
     use crate::position::{LogIndex, LogPosition, Term};
+
+    /// One copy's list of ends rots, not what it says beside that: the other's counts.
+    #[test]
+    fn p9_ends_are_known_while_one_copy_has_them() {
+        let disk = SimDisk::new(1);
+        let contents = Contents {
+            sequence: 0,
+            cluster: "test".into(),
+            node: 1,
+            boots: 1,
+            segment_bytes: 64 << 20,
+            segments: vec![(SegmentId(1), 0)],
+            newest: SegmentId(1),
+            pending: None,
+        };
+        let mut superblock = Superblock::create(&disk, contents).expect("a sound disk");
+        superblock.ends = Ends::from([(SegmentId(1), 8192)]);
+        superblock.store().expect("a sound disk");
+        let at = disk.contents(NAME).windows(4).position(|part| part == ENDS_MAGIC).expect("it is there");
+        for copy in 0..2 {
+            let place = copy * SUPERBLOCK_COPY_BYTES + at as u64 + 10;
+            disk.flip(NAME, place, 3);
+            let read = Superblock::load(&disk).expect("readable").expect("there");
+            assert_eq!(read.ends, superblock.ends, "copy {copy}");
+            disk.flip(NAME, place, 3);
+        }
+    }
 
     /// What stands in a data directory is read by every later version: the superblock as it was first written, and as it is written now.
     #[test]
@@ -265,8 +294,8 @@ mod tests {
         // As an earlier build leaves it: a payload, and behind it what does not go with it.
         let mut bytes = disk.contents(NAME)[..SUPERBLOCK_COPY_BYTES as usize].to_vec();
         bytes[PREFIX_BYTES] ^= 1;
-        assert_eq!(ends_of(&bytes), Ends::new());
-        assert_eq!(ends_of(&bytes[..40]), Ends::new());
+        assert_eq!(ends_of(&bytes), None);
+        assert_eq!(ends_of(&bytes[..40]), None);
     }
 
     /// One copy is torn or rotten, and the power goes while the next store is under way: the other one is still there.
