@@ -5,7 +5,8 @@
 //! (RFC 5869). A segment's number is never used twice by a sound node; one that was put back from an old copy may, and the nodes of a cluster
 //! may share a key: so nonces are drawn by the system's generator for each record, 95 bits of one. A segment takes fewer than 2^24 records, so
 //! even if eight segments have the same number a nonce comes twice with a probability below 2^-41 (SP 800-38D §8.3 asks for
-//! 2^-32). A row in the index has a key of its own, derived from its message's id.
+//! 2^-32). A row in the index has a key of its own, derived from its message's id. HKDF's salt is `holdfast at-rest key 1`, its info `segment` and
+//! the number in 8 octets, or `row` and the id in 16, little-endian; a key's own id is the first 4 octets of what `id` gives.
 //!
 //! | octets of a sealed head | |
 //! | --- | --- |
@@ -31,7 +32,7 @@ use crate::position::SegmentId;
 
 /// Length of an at-rest key.
 pub const KEY_BYTES: usize = 32;
-/// Keys that a keyring holds at the most: each is derived from for each record that is read.
+/// Keys that a keyring holds at the most: one that seals, and those before it whose records are not all sealed anew.
 pub const KEYS_MAX: usize = 8;
 /// By how much a sealed head is longer.
 pub(crate) const SEALED_BYTES: usize = NONCE_LEN + TAG_BYTES + size_of::<u32>() + TAG_BYTES;
