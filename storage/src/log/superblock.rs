@@ -98,11 +98,16 @@ impl Superblock {
         let file = disk.open(NAME).map_err(io)?;
         let mut newest: Option<(Contents, u64)> = None;
         let mut ends = [None, None];
-        let mut invalid = None;
+        let (mut invalid, mut newer) = (None, None);
         for copy in 0..2 {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             let read = file.read_at(&mut bytes, copy * SUPERBLOCK_COPY_BYTES);
-            let parsed = if read.is_ok() { parse(disk, &bytes)? } else { None };
+            let parsed = if read.is_ok() { parse(disk, &bytes) } else { Ok(None) };
+            // One octet that rots may look like that. Who wrote a newer one has written both.
+            let parsed = parsed.unwrap_or_else(|error| {
+                newer = Some(error);
+                None
+            });
             let Some(contents) = parsed else {
                 invalid = Some(copy);
                 continue;
@@ -121,6 +126,9 @@ impl Superblock {
             }
             // Both copies are written before anything refers to the directory: it was there.
             None => {
+                if let Some(newer) = newer {
+                    return Err(newer);
+                }
                 let mut damage = Damage::default();
                 damage.note(format!("{}/{NAME}", disk.name()), "no copy of the superblock is valid");
                 Err(OpenError::Lost(Box::new(damage)))
@@ -134,7 +142,7 @@ impl Superblock {
             let mut bytes = vec![0; SUPERBLOCK_COPY_BYTES as usize];
             self.file.read_from_medium(&mut bytes, copy * SUPERBLOCK_COPY_BYTES).is_ok()
                 && contents_of(&bytes).is_some_and(|contents| contents == self.contents)
-                && ends_of(&bytes).unwrap_or_default() == self.ends
+                && ends_of(&bytes).is_some_and(|ends| ends == self.ends)
         };
         let wrong = (0..2).find(|copy| !is_right(copy));
         self.first = wrong.or(self.first);
@@ -221,6 +229,33 @@ mod tests {
     use crate::codec::Vote;
     use crate::disk::sim::SimDisk;
     use crate::position::{LogIndex, LogPosition, Term};
+
+    /// A version that rots is no newer version while the other copy is as it was written.
+    #[test]
+    fn p9_a_rotten_version_is_not_a_newer_one() {
+        let disk = SimDisk::new(1);
+        let contents = Contents {
+            sequence: 0,
+            cluster: "test".into(),
+            node: 1,
+            boots: 1,
+            segment_bytes: 64 << 20,
+            segments: vec![(SegmentId(1), 0)],
+            newest: SegmentId(1),
+            pending: None,
+        };
+        Superblock::create(&disk, contents).expect("a sound disk");
+        let flip = |copy: u64| disk.flip(NAME, copy * SUPERBLOCK_COPY_BYTES + 4, 7);
+        for copy in 0..2 {
+            flip(copy);
+            let mut read = Superblock::load(&disk).expect("readable").expect("there");
+            assert!(!read.is_whole() && read.contents.node == 1, "copy {copy}");
+            flip(copy);
+        }
+        (0..2).for_each(flip);
+        let refused = Superblock::load(&disk).map(|_| ());
+        assert!(matches!(refused, Err(OpenError::NewerFormat { found: 129, .. })), "{refused:?}");
+    }
 
     /// One copy's list of ends rots, not what it says beside that: the other's counts.
     #[test]
