@@ -230,11 +230,8 @@ mod tests {
     use crate::disk::sim::SimDisk;
     use crate::position::{LogIndex, LogPosition, Term};
 
-    /// A version that rots is no newer version while the other copy is as it was written.
-    #[test]
-    fn p9_a_rotten_version_is_not_a_newer_one() {
-        let disk = SimDisk::new(1);
-        let contents = Contents {
+    fn of_one_segment() -> Contents {
+        Contents {
             sequence: 0,
             cluster: "test".into(),
             node: 1,
@@ -243,8 +240,14 @@ mod tests {
             segments: vec![(SegmentId(1), 0)],
             newest: SegmentId(1),
             pending: None,
-        };
-        Superblock::create(&disk, contents).expect("a sound disk");
+        }
+    }
+
+    /// A version that rots is no newer version while the other copy is as it was written.
+    #[test]
+    fn p9_a_rotten_version_is_not_a_newer_one() {
+        let disk = SimDisk::new(1);
+        Superblock::create(&disk, of_one_segment()).expect("a sound disk");
         let flip = |copy: u64| disk.flip(NAME, copy * SUPERBLOCK_COPY_BYTES + 4, 7);
         for copy in 0..2 {
             flip(copy);
@@ -261,17 +264,7 @@ mod tests {
     #[test]
     fn p9_ends_are_known_while_one_copy_has_them() {
         let disk = SimDisk::new(1);
-        let contents = Contents {
-            sequence: 0,
-            cluster: "test".into(),
-            node: 1,
-            boots: 1,
-            segment_bytes: 64 << 20,
-            segments: vec![(SegmentId(1), 0)],
-            newest: SegmentId(1),
-            pending: None,
-        };
-        let mut superblock = Superblock::create(&disk, contents).expect("a sound disk");
+        let mut superblock = Superblock::create(&disk, of_one_segment()).expect("a sound disk");
         superblock.ends = Ends::from([(SegmentId(1), 8192)]);
         superblock.store().expect("a sound disk");
         let at = disk.contents(NAME).windows(4).position(|part| part == ENDS_MAGIC).expect("it is there");
