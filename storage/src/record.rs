@@ -10,7 +10,7 @@
 //! | 8..12 | length of the head as it stands here |
 //! | 12..16 | length of the body |
 //! | 16..24 | term (0 where the kind has none) |
-//! | 24..32 | index (0 where the kind has none) |
+//! | 24..32 | index (0 where the kind has none); of a mark: the octets of its batch without the padding, or 0 |
 //! | 32..40 | segment id |
 //! | 40..44 | offset of this header in the segment |
 //! | 44..48 | CRC-32 of the head as it stands here |
@@ -47,7 +47,8 @@ const SEALED_LEVEL: u8 = 1;
 pub enum Kind {
     /// First record of a segment.
     SegmentHead = 1,
-    /// First record of a batch: how far the log was synced.
+    /// First record of a batch: how far the log was synced, and as its index how many octets the batch has from here to the end of its
+    /// last record. A log of before that was written has 0: it is not known.
     Mark = 2,
     /// A vote.
     Vote = 3,

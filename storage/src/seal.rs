@@ -220,6 +220,11 @@ impl SegmentKeys {
         self.sealing
     }
 
+    /// The same that seals with another of its keys, or not at all: a record is written again as it was.
+    pub(crate) fn sealing_with(self, sealing: Option<KeyId>) -> SegmentKeys {
+        SegmentKeys { sealing, ..self }
+    }
+
     /// Whether records of a key can be opened.
     pub(crate) fn opens(&self, id: KeyId) -> bool {
         self.key(id).is_some()

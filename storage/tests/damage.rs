@@ -652,3 +652,28 @@ fn p3_a_salvage_whose_overwriting_failed_is_done_again() {
     }
     assert!(failures > 10, "{failures}");
 }
+
+/// The last block of a batch reads as zeros, which look like the padding at a batch's end. An entry that began in that block, of which the
+/// checkpoint knows that it was applied, is not gone without a word.
+#[test]
+fn p9_zeros_within_a_batch_are_no_padding() {
+    let disk = SimDisk::new(61);
+    let log = open(&disk).unwrap();
+    let entry =
+        |index, bytes| Entry { at: at(index), head: Bytes::from_static(b"h"), body: body(index, bytes) };
+    wait(&log, |done| log.append(vec![entry(0, 5000), entry(1, 300)], done));
+    let made = Checkpoint { applied: at(1), rows: vec![], gone: vec![], tables: vec![7; 400] };
+    wait(&log, |done| log.checkpoint(made, done));
+    log.purge(at(1));
+    wait(&log, |done| log.append(vec![entry(2, 300)], done));
+    drop(log);
+    let name = "segment-000000";
+    let needle = stamp(1);
+    let second =
+        disk.contents(name).windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u64;
+    overwrite(&disk, name, &[0; 4096], second / 4096 * 4096);
+    match open(&disk) {
+        Err(OpenError::Lost(damage)) => assert!(damage.count > 0),
+        other => panic!("{:?}", other.map(|log| log.lost())),
+    }
+}

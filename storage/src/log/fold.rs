@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::batch;
 use super::judge::{Scanned, scan_all};
 use super::recovery::Found;
 use super::segment::{create, slot_of};
@@ -124,6 +125,10 @@ pub(super) fn open(disk: &dyn Disk, identity: &Identity, options: &Options) -> R
     if let Some((id, from)) = scanned.cut {
         let file = &state.segments[&id].file;
         let size = superblock.contents.segment_bytes;
+        if let Some((at, mark)) = batch::cut_mark(&scanned.records, options.keys.of_segment(id), from) {
+            let shorter = file.write_at(&mark, at as u64).and_then(|()| file.sync_data());
+            shorter.map_err(io("shortening a torn batch"))?;
+        }
         super::segment::zero_from(&**file, from as u64, size).map_err(io("cutting a torn tail"))?;
     }
     // What was read may stand in the page cache alone: after a kill between write and sync, or after a failed sync, which

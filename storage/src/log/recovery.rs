@@ -160,6 +160,8 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
     let mut at = 0usize;
     let mut holes = Vec::new();
     let last_written = bytes.iter().rposition(|b| *b != 0).map_or(0, |p| p + 1);
+    // Where the records of the batch end that is being read, as its mark says.
+    let mut batch_end = 0;
     // A block that a crash took may be the last that was written, so the whole of a bad record is looked at.
     let hole = |from: usize, to: usize, why| Hole {
         from: place(from),
@@ -169,14 +171,15 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
         why,
     };
     while at < bytes.len() {
-        // The rest of a batch's last block is zeros, perhaps too few for a header; the next batch begins at the next block.
+        // The rest of a batch's last block is zeros, perhaps too few for a header; the next batch begins at the next block. Zeros
+        // where its records are yet to come are no padding, but a block that was lost.
         let block_end = at.next_multiple_of(BLOCK).min(bytes.len());
-        if at < block_end && bytes[at..block_end].iter().all(|b| *b == 0) {
+        if at >= batch_end && at < block_end && bytes[at..block_end].iter().all(|b| *b == 0) {
             at = block_end;
             continue;
         }
         let found = match record::read_header(&bytes[at..], id, place(at)) {
-            Err(Invalid::Empty) if last_written <= at => break,
+            Err(Invalid::Empty) if last_written <= at && batch_end <= at => break,
             Err(why) => Err((why, at + record::HEADER_BYTES)),
             Ok(header) => {
                 let head_at = at + record::HEADER_BYTES;
@@ -191,7 +194,7 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
             Ok(found) => found,
             Err((why, to)) => {
                 let Some(next) = next_batch(id, base, bytes, at + 1) else {
-                    holes.push(hole(at, to.max(last_written), why));
+                    holes.push(hole(at, to.max(last_written).max(batch_end), why));
                     break;
                 };
                 holes.push(hole(at, next, why));
@@ -211,6 +214,9 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
                 continue;
             }
         };
+        if header.kind == Kind::Mark {
+            batch_end = at.saturating_add(header.at.index.0 as usize).min(bytes.len());
+        }
         let body_intact = header.body_matches(body);
         records.push(Found {
             kind: header.kind,
@@ -268,8 +274,10 @@ pub(crate) fn highest_mark(records: &[Found]) -> (SegmentId, u32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::batch;
     use super::*;
-    use crate::seal::Keyring;
+    use crate::record::Record;
+    use crate::seal::{KEY_BYTES, Keyring};
 
     fn plain() -> SegmentKeys {
         Keyring::default().of_segment(SegmentId(1))
@@ -307,6 +315,48 @@ mod tests {
                 assert_eq!(scanned.records.len(), 18 - lost, "record {victim}, octet {at}");
                 assert_eq!(scanned.holes.len(), 1, "record {victim}, octet {at}");
                 assert_eq!(scanned.holes[0].from, l.offset);
+            }
+        }
+    }
+
+    /// Whichever block of a batch reads as zeros: each record that stood in it is found without its body, or lies in a hole.
+    #[test]
+    fn p9_a_block_of_zeros_takes_no_record_without_a_word() {
+        for keys in [plain(), Keyring::new(&[[3; KEY_BYTES]]).expect("one key").of_segment(SegmentId(1))] {
+            // So many octets before the last record that it begins at each place of a block.
+            for filling in (0..BLOCK).step_by(8) {
+                let (mut log, mut bytes, mut placed) = (Vec::new(), Vec::new(), Vec::new());
+                for _ in 0..2 {
+                    let entry =
+                        |body| Record { body: vec![7; body].into(), ..Record::of(Kind::Entry, vec![1; 20]) };
+                    let records = [entry(5000), entry(filling), Record::of(Kind::Vote, vec![1; 9])];
+                    let mut waiting = records.into_iter().map(|record| (record, ())).collect();
+                    let start = log.len() as u32;
+                    let laid = batch::lay_out(
+                        &mut bytes,
+                        vec![],
+                        &mut waiting,
+                        (SegmentId(1), 0),
+                        &keys,
+                        start,
+                        1 << 20,
+                    );
+                    placed.extend(laid.placed.into_iter().map(|p| p.location.offset));
+                    log.extend_from_slice(&bytes);
+                }
+                for block in (0..log.len()).step_by(BLOCK) {
+                    let mut bad = log.clone();
+                    bad[block..block + BLOCK].fill(0);
+                    let scan = scan(&keys, &bad);
+                    let is_told = |at: &u32| {
+                        scan.records.iter().any(|f| f.location.offset == *at)
+                            || scan
+                                .holes
+                                .iter()
+                                .any(|hole| (hole.from..hole.to).contains(at) && hole.zero_block)
+                    };
+                    assert!(placed.iter().all(is_told), "filling {filling}, block {block}");
+                }
             }
         }
     }
