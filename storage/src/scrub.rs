@@ -177,7 +177,9 @@ impl Scrubber {
         let (is_news, file, bodies) = {
             let mut state = self.inner.state();
             let Some(file) = state.segments.get(&id).map(|segment| segment.file.clone()) else { return };
-            let is_news = state.damaged.insert(id);
+            // What a salvage has overwritten was told then.
+            let was_told = state.reset.is_some_and(|reset| id < reset);
+            let is_news = state.damaged.insert(id) && !was_told;
             let bodies = state.bodies_in(id).filter(|(_, place)| (from..to).contains(&place.offset));
             (is_news, file, bodies.collect::<Vec<_>>())
         };

@@ -4,10 +4,13 @@
 
 mod common;
 
-use common::{at, body, entry, open_with, options, outcome, segments, settle, until, wait};
+use common::{at, body, entry, identity, open_with, options, outcome, segments, settle, until, wait};
+use std::sync::Arc;
+
+use holdfast_storage::codec::Reset;
 use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Checkpoint, Log, LogIndex, Options, ReadError};
+use holdfast_storage::{Checkpoint, Log, LogIndex, OpenError, Options, ReadError};
 
 /// Fast enough for tests.
 const RATE: u64 = 1 << 30;
@@ -181,6 +184,31 @@ fn p9_a_copy_of_the_superblock_that_rots_is_written_again() {
         assert_eq!(said(&now), said(&whole));
     }
     assert_eq!(log.scrubbed().damaged, 2);
+}
+
+/// What a salvage overwrote with zeros was told then: it is no new damage, and the bodies around it are whole.
+#[test]
+fn p9_the_scrub_takes_no_salvage_for_damage() {
+    let disk = SimDisk::new(6);
+    let log = open_with(&disk, options()).unwrap();
+    for first in (0..60).step_by(4) {
+        let entries = (first..first + 4).map(|index| entry(at(1, index), body(index, 30_000))).collect();
+        wait(&log, |done| log.append(entries, done));
+    }
+    log.save_committed(at(1, 59));
+    drop(log);
+    let name = "segment-000000";
+    let stamp = body(6, 30);
+    let contents = disk.contents(name);
+    let place = contents.windows(stamp.len()).position(|w| w == &stamp[..]).unwrap() as u64;
+    disk.flip(name, place - 68 + 8, 1);
+    let scrubs = || Options { scrub_bytes_per_second: 64 << 20, ..options() };
+    let Err(OpenError::Lost(damage)) = open_with(&disk, scrubs()) else { panic!("it is damaged") };
+    let reset = Reset { vote: None, last: damage.last, void_but: Some(LogIndex(59)) };
+    let (log, _) = Log::salvage(Arc::new(disk.clone()), identity(), scrubs(), reset).unwrap();
+    pass(&log);
+    assert_eq!((log.scrubbed().damaged, log.lost()), (0, vec![]));
+    assert!((0..4).all(|index| log.body(LogIndex(index)).unwrap() == body(index, 30_000)));
 }
 
 /// Traffic with all that changes segments under the scrub's eyes: nothing of it is damage.

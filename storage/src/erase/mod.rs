@@ -4,7 +4,7 @@
 //! Live records of mostly dead segments are moved first (`relocate`).
 //!
 //! A round writes an intent to the log and syncs it, then overwrites, then syncs. A crash in between leaves an intent;
-//! the next start overwrites again and never calls those ranges damaged. Headers and heads are never rewritten.
+//! the next start overwrites again and never calls those ranges damaged. Headers and heads are never rewritten by it.
 
 pub(crate) mod plan;
 mod relocate;

@@ -38,7 +38,7 @@ pub enum Line {
         offset: u32,
         /// What it is.
         kind: Kind,
-        /// Term and index; zero where the kind has none.
+        /// Term and index; zero where the kind has none. The index of a mark is the length of its batch.
         at: crate::LogPosition,
         /// Lengths of head and body.
         bytes: (u32, u32),

@@ -2,7 +2,7 @@
 //!
 //! Segments are read in order of their ids and their records replayed in order. What a crash left is judged by
 //! [`verdict`](super::recovery::verdict); intents are carried out again. Nothing is changed before the whole log was read and found
-//! sound, but for the zeroing of a torn tail.
+//! sound, but for the zeroing of a torn tail, whose batch is shortened to what is left of it.
 //!
 //! | found | then |
 //! | --- | --- |

@@ -197,6 +197,12 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
                     holes.push(hole(at, to.max(last_written).max(batch_end), why));
                     break;
                 };
+                // A build that knows of no lengths has cut this batch and gone on behind it.
+                let is_cut = at < batch_end && bytes[at..next].iter().all(|b| *b == 0);
+                if is_cut && batch_length(id, base, bytes, next) == Some(0) {
+                    at = next;
+                    continue;
+                }
                 holes.push(hole(at, next, why));
                 at = next;
                 continue;
@@ -248,7 +254,13 @@ pub(crate) fn scan_part(keys: &SegmentKeys, base: u32, bytes: &[u8]) -> Scan {
 }
 
 fn begins_batch(id: SegmentId, base: u32, bytes: &[u8], at: usize) -> bool {
-    matches!(record::read_header(&bytes[at..], id, base + at as u32), Ok(h) if h.kind == Kind::Mark)
+    batch_length(id, base, bytes, at).is_some()
+}
+
+/// How long the batch is that begins here, 0 if its mark does not say; nothing if none begins.
+fn batch_length(id: SegmentId, base: u32, bytes: &[u8], at: usize) -> Option<u64> {
+    let header = record::read_header(&bytes[at..], id, base + at as u32).ok()?;
+    (header.kind == Kind::Mark).then_some(header.at.index.0)
 }
 
 /// Where the first batch at or behind an offset begins.
@@ -276,6 +288,7 @@ pub(crate) fn highest_mark(records: &[Found]) -> (SegmentId, u32) {
 mod tests {
     use super::super::batch;
     use super::*;
+    use crate::position::LogIndex;
     use crate::record::Record;
     use crate::seal::{KEY_BYTES, Keyring};
 
@@ -359,6 +372,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A build that knows of no lengths has cut a batch short and written on, and its log is read by one that knows of them.
+    #[test]
+    fn p9_what_an_older_build_cut_is_no_damage() {
+        let keys = plain();
+        let batch = |start: u32, length: Option<u64>| {
+            let mut bytes = Vec::new();
+            let mut mark = Record::of(Kind::Mark, vec![1; 20]);
+            mark.at.index = LogIndex(length.unwrap_or(0));
+            for record in [mark, Record::of(Kind::Table, vec![7; 700])] {
+                let offset = start + bytes.len() as u32;
+                record::write(&mut bytes, &record, &keys, offset);
+            }
+            bytes.resize(BLOCK, 0);
+            bytes
+        };
+        let long = Some(2 * BLOCK as u64);
+        let scanned =
+            |second| scan(&keys, &[batch(0, long), vec![0; BLOCK], batch(2 * BLOCK as u32, second)].concat());
+        assert_eq!((scanned(None).records.len(), scanned(None).holes.len()), (4, 0));
+        assert_eq!((scanned(Some(800)).records.len(), scanned(Some(800)).holes.len()), (4, 1));
     }
 
     /// A record with a long head of which a crash kept the first block alone is torn, not ambiguous.
