@@ -14,12 +14,13 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::history::Taken;
 
 #[derive(Default)]
 struct Shared {
-    taken: Mutex<Vec<Taken>>,
+    taken: Mutex<Vec<(Instant, Taken)>>,
     tries: Mutex<BTreeMap<String, usize>>,
     down: AtomicBool,
     connections: AtomicUsize,
@@ -79,7 +80,12 @@ impl Customer {
 
     /// Copies taken so far.
     pub fn taken(&self) -> Vec<Taken> {
-        lock(&self.shared.taken).clone()
+        lock(&self.shared.taken).iter().map(|(_, taken)| taken.clone()).collect()
+    }
+
+    /// Copies taken since this was last asked, with when; they are not told again.
+    pub fn drain(&self) -> Vec<(Instant, Taken)> {
+        std::mem::take(&mut *lock(&self.shared.taken))
     }
 
     /// How many copies were taken.
@@ -150,7 +156,8 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
                 } else {
                     let mut taken = lock(&shared.taken);
                     let copies = recipients.drain(..);
-                    taken.extend(copies.map(|recipient| Taken { recipient, octets: octets.clone() }));
+                    let now = Instant::now();
+                    taken.extend(copies.map(|recipient| (now, Taken::new(recipient, octets.clone()))));
                     "250 2.0.0 taken\r\n"
                 }
             }

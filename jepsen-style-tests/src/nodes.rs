@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::hosts::Hosts;
 use crate::tools::wait_for;
 
 /// The product's binary, built beside this test.
@@ -39,7 +40,8 @@ pub fn holdfast(args: &[&str]) -> Output {
 /// A cluster and its files.
 pub struct Nodes {
     dir: tempfile::TempDir,
-    base_port: u16,
+    /// Nothing if each has a machine of its own.
+    base_port: Option<u16>,
     running: BTreeMap<u64, Child>,
 }
 
@@ -58,10 +60,38 @@ impl Nodes {
     /// # Panics
     /// If `init` fails.
     pub fn prepare_at(base_port: u16, edit: impl Fn(u64, String) -> String) -> Nodes {
-        let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir().expect("a temporary directory");
+        let dir = new_dir();
         let path = dir.path().display().to_string();
         let output = holdfast(&["init", &path, "--base-port", &base_port.to_string()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Nodes::with_settings(dir, Some(base_port), edit)
+    }
+
+    /// As [`Nodes::prepare`], each node on a machine of its own.
+    ///
+    /// # Panics
+    /// If `init` fails.
+    pub fn prepare_on_hosts(edit: impl Fn(u64, String) -> String) -> Nodes {
+        let dir = new_dir();
+        let path = dir.path().display().to_string();
+        let mut words = vec!["init".to_string(), path];
+        for (id, power) in (1..).zip(["A", "B", "C"]) {
+            let address = Hosts::address(id);
+            words.extend(["--node".into(), format!("{id}={address},power={power},network={id}")]);
+        }
+        let output = holdfast(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let within = |id: u64| format!("data_dir = \"data/node-{id}\"");
+        Nodes::with_settings(dir, None, |id, text| {
+            edit(id, text.replace("data_dir = \"/var/lib/holdfast\"", &within(id)))
+        })
+    }
+
+    fn with_settings(
+        dir: tempfile::TempDir,
+        base_port: Option<u16>,
+        edit: impl Fn(u64, String) -> String,
+    ) -> Nodes {
         for id in 1..=3 {
             let file = dir.path().join(format!("node-{id}.toml"));
             let mut text = std::fs::read_to_string(&file).expect("init wrote it");
@@ -111,7 +141,10 @@ impl Nodes {
 
     /// Where a node takes mail.
     pub fn smtp(&self, id: u64) -> String {
-        format!("127.0.0.1:{}", self.base_port + id as u16)
+        match self.base_port {
+            Some(base) => format!("127.0.0.1:{}", base + id as u16),
+            None => format!("{}:25", Hosts::address(id)),
+        }
     }
 
     /// Starts a node.
@@ -121,7 +154,15 @@ impl Nodes {
     pub fn start(&mut self, id: u64) {
         let log = self.dir.path().join(format!("node-{id}.stderr"));
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
-        let child = Command::new(binary())
+        let mut command = match self.base_port {
+            Some(_) => Command::new(binary()),
+            None => {
+                let mut command = Hosts::command(id);
+                command.arg(binary());
+                command
+            }
+        };
+        let child = command
             .args(["run", "--config", &self.config(id)])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -146,6 +187,14 @@ impl Nodes {
         if let Some(mut child) = self.running.remove(&id) {
             drop(child.kill());
             drop(child.wait());
+        }
+    }
+
+    /// Stops a node's process where it stands, or lets it go on.
+    pub fn pause(&self, id: u64, pauses: bool) {
+        if let Some(pid) = self.pid(id) {
+            let signal = if pauses { "-STOP" } else { "-CONT" };
+            drop(Command::new("kill").args([signal, &pid.to_string()]).status());
         }
     }
 
@@ -248,6 +297,10 @@ impl Drop for Nodes {
             }
         }
     }
+}
+
+fn new_dir() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("holdfast-test-").tempdir().expect("a temporary directory")
 }
 
 /// Ports such that base + 1 to base + 23 are free now. The listeners of the tests bind before they are used, and a test that

@@ -2,15 +2,19 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::checker::NAME;
-use crate::history::{Outcome, Sent};
+use crate::checkers::NAME;
+use crate::history::{Outcome, Sent, digest};
 
 /// A connection to a node.
 pub struct Client {
     reader: BufReader<TcpStream>,
     node: u64,
+    /// The last line of the last reply, behind its code.
+    text: String,
+    /// Whether it sends the envelope in one go (RFC 2920).
+    pub pipelines: bool,
 }
 
 /// A message whose data is open: the final dot is not sent yet.
@@ -38,7 +42,8 @@ impl Client {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let mut client = Client { reader: BufReader::new(stream), node };
+        let mut client =
+            Client { reader: BufReader::new(stream), node, text: String::new(), pipelines: false };
         let greeting = client.reply()?;
         if greeting != 220 {
             return Err(std::io::Error::other(format!("greeted with {greeting}")));
@@ -82,41 +87,65 @@ impl Client {
                 return Err(bad());
             }
             match between {
-                b' ' => return Ok(this),
+                b' ' => {
+                    self.text = line.split_off(4);
+                    return Ok(this);
+                }
                 b'-' => {}
                 _ => return Err(bad()),
             }
         }
     }
 
-    /// Opens a transaction and sends all of the data but the final dot. A recipient without a domain is one of `test.example`.
+    /// Opens a transaction and sends all of the data but the final dot. A recipient without a domain is one of `test.example`. One who
+    /// pipelines and is refused has to hang up: what it sent already is not taken back.
     ///
     /// # Errors
     /// `Err` with the finished record if it was refused or lost before the dot.
     pub fn open(&mut self, name: &str, recipients: &[&str], octets: &[u8]) -> Result<Open, Box<Sent>> {
+        self.open_from("sender", name, recipients, octets)
+    }
+
+    /// As [`Client::open`], from another local part.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_from(
+        &mut self,
+        from: &str,
+        name: &str,
+        recipients: &[&str],
+        octets: &[u8],
+    ) -> Result<Open, Box<Sent>> {
         let mut sent = Sent {
             name: name.into(),
             recipients: recipients.iter().map(|r| r.to_string()).collect(),
             node: self.node,
             outcome: Outcome::Unknown,
-            octets: octets.to_vec(),
-            at: Instant::now(),
+            id: None,
+            bytes: octets.len(),
+            digest: digest(octets),
         };
-        let mut lines = vec![format!("MAIL FROM:<sender@client.test.example> SIZE={}\r\n", octets.len())];
+        let mut lines = vec![format!("MAIL FROM:<{from}@client.test.example> SIZE={}\r\n", octets.len())];
         lines.extend(recipients.iter().map(|r| match r.contains('@') {
             true => format!("RCPT TO:<{r}>\r\n"),
             false => format!("RCPT TO:<{r}@test.example>\r\n"),
         }));
         lines.push("DATA\r\n".into());
+        let together = if self.pipelines { self.send(lines.concat().as_bytes()) } else { Ok(()) };
         for line in &lines {
-            match self.say(line) {
+            let reply = match (&together, self.pipelines) {
+                (Err(_), _) => Err(std::io::ErrorKind::BrokenPipe.into()),
+                (Ok(()), true) => self.reply(),
+                (Ok(()), false) => self.say(line),
+            };
+            match reply {
                 Ok(code) if code < 400 => {}
                 Ok(code) => sent.outcome = Outcome::Fail(code),
                 // Before the final dot a lost connection means that nothing was taken.
                 Err(_) => sent.outcome = Outcome::Fail(0),
             }
             if sent.outcome != Outcome::Unknown {
-                sent.at = Instant::now();
                 return Err(Box::new(sent));
             }
         }
@@ -128,7 +157,7 @@ impl Client {
             wire.extend_from_slice(line);
         }
         if self.send(&wire).is_err() {
-            (sent.outcome, sent.at) = (Outcome::Fail(0), Instant::now());
+            sent.outcome = Outcome::Fail(0);
             return Err(Box::new(sent));
         }
         Ok(Open { sent })
@@ -142,7 +171,9 @@ impl Client {
             Ok(code) => Outcome::Fail(code),
             Err(_) => Outcome::Unknown,
         };
-        sent.at = Instant::now();
+        if sent.outcome == Outcome::Ok {
+            sent.id = self.text.split("queued as ").nth(1).map(|id| id.trim().to_string());
+        }
         sent
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::checkers::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;

@@ -5,11 +5,11 @@
 //! | `kept/feature-2.tar.gz` | feature level 2, the first that was kept |
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::checkers::judge;
 use jepsen_style_tests::customer::Customer;
-use jepsen_style_tests::history::{Outcome, Sent};
+use jepsen_style_tests::history::{Outcome, Sent, digest};
 use jepsen_style_tests::kept::{BASE_PORT, MESSAGES, archive, octets, tar};
 use jepsen_style_tests::network;
 use jepsen_style_tests::nodes::Nodes;
@@ -58,7 +58,8 @@ fn p1_directories_of_earlier_formats_open_and_lose_nothing() {
                 let (name, octets) = octets(n);
                 let recipients = if n == MESSAGES { vec!["r1"] } else { vec!["r1", "r2"] };
                 let recipients = recipients.into_iter().map(str::to_string).collect();
-                Sent { name, recipients, node: 1, outcome: Outcome::Ok, octets, at: Instant::now() }
+                let (bytes, digest) = (octets.len(), digest(&octets));
+                Sent { name, recipients, node: 1, outcome: Outcome::Ok, id: None, bytes, digest }
             })
             .collect();
         judge(&history, &customer.taken()).assert_good();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::checkers::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::history::{Outcome, Sent};
 use jepsen_style_tests::nodes::Nodes;

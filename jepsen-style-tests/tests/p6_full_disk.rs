@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::checkers::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::disk::SmallDisk;
 use jepsen_style_tests::history::Outcome;

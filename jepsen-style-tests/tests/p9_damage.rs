@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use jepsen_style_tests::checker::judge;
+use jepsen_style_tests::checkers::judge;
 use jepsen_style_tests::customer::Customer;
 use jepsen_style_tests::history::{Outcome, Sent};
 use jepsen_style_tests::nodes::{Nodes, holdfast};

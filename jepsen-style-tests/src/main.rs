@@ -1,0 +1,236 @@
+//! The command: break a running cluster, judge what happened, and show it. Exit status: 0 valid, 1 invalid, 2 usage, 3 unknown.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Termination};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use jepsen_style_tests::history::History;
+use jepsen_style_tests::nemesis::{self, Nemesis};
+use jepsen_style_tests::random::Random;
+use jepsen_style_tests::run::{self, Options};
+use jepsen_style_tests::verdict::{Answer, Judgement};
+use jepsen_style_tests::workload::{self, Workload};
+use jepsen_style_tests::{checkers, hosts, nodes, report, verdict};
+
+/// Breaks a cluster of three nodes under load, and judges from outside whether it kept its promises.
+#[derive(Parser)]
+#[command(name = "jepsen-style-tests", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One run: load, faults, healing, verdict, report
+    Run(Run),
+    /// Show workloads, nemeses and checkers
+    List,
+    /// Judge a run again from its folder, and write its report anew
+    Judge {
+        /// The folder
+        folder: PathBuf,
+    },
+    /// Run after run with other seeds, workloads and nemeses, until the time is over or a promise is broken
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 3600)]
+        seconds: u64,
+        /// What chances are taken from; the time if not given
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Where to keep the folders of the runs
+        #[arg(long, default_value = "target/runs")]
+        dir: PathBuf,
+        /// Append a line for each run to this file
+        #[arg(long)]
+        ledger: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// What the senders do
+    #[arg(long, default_value = "steady")]
+    workload: String,
+    /// What is broken: names separated by commas, or `all`, or `none`
+    #[arg(long, default_value = "kill-leader")]
+    nemesis: String,
+    /// How long things are broken
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// What chances are taken from; the time if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where to keep the folder of the run
+    #[arg(long, default_value = "target/runs")]
+    dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::List => list(),
+        Command::Judge { folder } => match run::load(&folder) {
+            Ok((options, history)) => conclude(&options, &history, &folder).report(),
+            Err(why) => usage(&why),
+        },
+        Command::Run(Run { workload, nemesis, seconds, seed, dir }) => {
+            let (Some(workload), Some(nemeses)) = (workload::named(&workload), chosen(&nemesis)) else {
+                return usage("no such workload or nemesis; `list` shows them");
+            };
+            // Before the cluster's namespaces are made, in which nothing but what was built is needed.
+            let binary = nodes::binary();
+            if let Some(status) = hosts::seclude() {
+                return status;
+            }
+            if let Some(needy) = nemeses.iter().find(|n| !run::is_possible(n)) {
+                return usage(&format!("{} takes network namespaces, which cannot be made here", needy.name));
+            }
+            eprintln!("three nodes of {}", binary.display());
+            let seed = seed.unwrap_or_else(seed_of_now);
+            one(workload, &nemeses, seconds, seed, &dir).0.report()
+        }
+        Command::Soak { seconds, seed, dir, ledger } => {
+            soak(Duration::from_secs(seconds), seed.unwrap_or_else(seed_of_now), &dir, ledger.as_deref())
+        }
+    }
+}
+
+/// The exit status of an answer.
+struct Status(Answer);
+
+impl Termination for Status {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.0 as u8)
+    }
+}
+
+fn usage(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::from(2)
+}
+
+fn seed_of_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_millis() as u64 % 1_000_000_000)
+}
+
+/// Nemeses by their names.
+fn chosen(names: &str) -> Option<Vec<Nemesis>> {
+    match names {
+        "none" => Some(Vec::new()),
+        "all" => Some(nemesis::all().collect()),
+        names => names.split(',').map(nemesis::named).collect(),
+    }
+}
+
+fn list() -> ExitCode {
+    println!("workloads");
+    workload::ALL.iter().for_each(|w| println!("  {:<17} {}", w.name, w.about));
+    println!("nemeses");
+    for nemesis in nemesis::all() {
+        let needs = if nemesis.needs == nemesis::Needs::Hosts { " (takes network namespaces)" } else { "" };
+        println!("  {:<17} {}{needs}", nemesis.name, nemesis.about);
+    }
+    println!("checkers");
+    checkers::ALL.iter().for_each(|(name, about, _)| println!("  {name:<17} {about}"));
+    ExitCode::SUCCESS
+}
+
+fn one(workload: Workload, nemeses: &[Nemesis], seconds: u64, seed: u64, dir: &Path) -> (Status, Judgement) {
+    let names = nemeses.iter().map(|nemesis| nemesis.name.to_string()).collect();
+    let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed };
+    let folder = dir.join(format!("{}-{seed}", workload.name));
+    let history = run::run(&options, workload, nemeses, &folder);
+    let status = conclude(&options, &history, &folder);
+    (status, verdict::judge(&history))
+}
+
+/// Judges, writes verdict and report to the run's folder, and says the most of it.
+fn conclude(options: &Options, history: &History, folder: &Path) -> Status {
+    let judgement = verdict::judge(history);
+    let text = serde_json::to_string_pretty(&judgement).unwrap_or_default();
+    let report = folder.join("report.html");
+    let written = std::fs::write(folder.join("verdict.json"), text)
+        .and_then(|()| std::fs::write(&report, report::page(options, history, &judgement)));
+    for offence in judgement.offences.iter().take(20) {
+        println!("{:<4} {:>8} ms  {}  {}", offence.promise, offence.at, offence.whom, offence.what);
+    }
+    for condition in judgement.conditions.iter().filter(|condition| !condition.is_met) {
+        println!("not seen: {}", condition.what);
+    }
+    println!("{}", report::summary(&judgement));
+    let word = match judgement.answer {
+        Answer::Valid => "valid",
+        Answer::Invalid => "invalid",
+        Answer::Unknown => "unknown",
+    };
+    match written {
+        Ok(()) => println!("{word}: {}", report.display()),
+        Err(e) => println!("{word}; the report could not be written: {e}"),
+    }
+    Status(judgement.answer)
+}
+
+/// Each run is a process of its own: what one has left behind, and the time it began, are not the next one's.
+fn soak(length: Duration, seed: u64, dir: &Path, ledger: Option<&Path>) -> ExitCode {
+    let own = std::env::current_exe().expect("a program knows where it stands");
+    let mut random = Random::new(seed);
+    let until = Instant::now() + length;
+    let (mut runs, mut acknowledged) = (0, 0);
+    while Instant::now() < until {
+        let workload = random.pick(&workload::ALL);
+        let all: Vec<Nemesis> = nemesis::all().collect();
+        let some: Vec<&str> = (0..random.within(1, 6)).map(|_| random.pick(&all).name).collect();
+        let nemeses = if random.percent(30) { "all".to_string() } else { some.join(",") };
+        let seconds = random.within(20, 120).to_string();
+        let seed = random.within(0, 1_000_000_000).to_string();
+        let dir_words = dir.display().to_string();
+        let words = ["run", "--workload", workload.name, "--nemesis", &nemeses, "--seconds", &seconds];
+        let status = std::process::Command::new(&own)
+            .args(words)
+            .args(["--seed", &seed, "--dir", &dir_words])
+            .status();
+        let code = status.ok().and_then(|status| status.code()).unwrap_or(1);
+        let folder = dir.join(format!("{}-{seed}", workload.name));
+        let text = std::fs::read(folder.join("verdict.json")).unwrap_or_default();
+        let Ok(judgement) = serde_json::from_slice::<Judgement>(&text) else {
+            eprintln!("{}: no verdict", folder.display());
+            return ExitCode::FAILURE;
+        };
+        runs += 1;
+        acknowledged += judgement.acknowledged;
+        println!("{runs} runs, {acknowledged} messages acknowledged\n");
+        if let Some(ledger) = ledger {
+            let line = line(&words[1..], &seed, &judgement);
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(ledger);
+            let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
+            if let Err(e) = written {
+                return usage(&format!("{}: {e}", ledger.display()));
+            }
+        }
+        if code == Answer::Invalid as i32 {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// A line of the ledger's table.
+fn line(words: &[&str], seed: &str, j: &Judgement) -> String {
+    let answer = format!("{:?}", j.answer).to_lowercase();
+    let kills = j.until_next_250.len();
+    let half = report::part(&j.until_next_250, 50).map_or("-".into(), |ms| ms.to_string());
+    let last = j.until_next_250.last().map_or("-".into(), |ms| ms.to_string());
+    format!(
+        "| `{} --seed {seed}` | {} | {} | {} | {} | {} | {kills} | {half} | {last} | {answer} |\n",
+        words.join(" "),
+        j.acknowledged,
+        j.refused,
+        j.unknown,
+        j.repeated,
+        j.faults
+    )
+}

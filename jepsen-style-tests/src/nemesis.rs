@@ -1,0 +1,310 @@
+//! What is broken on purpose, and how it is mended. Each names the nodes whose clients may notice.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::customer::Customer;
+use crate::hosts::Hosts;
+use crate::nodes::Nodes;
+use crate::random::Random;
+
+/// What a nemesis needs of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Processes alone.
+    Nothing,
+    /// A machine for each node ([`Hosts`]).
+    Hosts,
+}
+
+/// What it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    Kill(Whom),
+    Pause(Whom),
+    Restart,
+    Transfer,
+    Isolate(Whom),
+    Bridge,
+    OneWay,
+    Lose,
+    FlipBits,
+    LoseIndex,
+    CustomerAway,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    Leader,
+    Follower,
+    Two,
+    All,
+}
+
+/// A way to break something.
+#[derive(Clone, Copy, Debug)]
+pub struct Nemesis {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// What it needs.
+    pub needs: Needs,
+    harm: Harm,
+    /// For how long it stays broken, in milliseconds.
+    lasts: (u64, u64),
+}
+
+const fn new(
+    name: &'static str,
+    about: &'static str,
+    needs: Needs,
+    harm: Harm,
+    lasts: (u64, u64),
+) -> Nemesis {
+    Nemesis { name, about, needs, harm, lasts }
+}
+
+/// All of them.
+pub const ALL: [Nemesis; 16] = [
+    new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (500, 6_000)),
+    new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
+    new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (1_000, 5_000)),
+    new("kill-all", "SIGKILL to all nodes at once", Needs::Nothing, Harm::Kill(Whom::All), (100, 2_000)),
+    new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (1_000, 10_000)),
+    new(
+        "pause-follower",
+        "SIGSTOP to a follower",
+        Needs::Nothing,
+        Harm::Pause(Whom::Follower),
+        (1_000, 10_000),
+    ),
+    new("pause-two", "SIGSTOP to two nodes", Needs::Nothing, Harm::Pause(Whom::Two), (1_000, 6_000)),
+    new("restart", "SIGTERM to a node, and a new start", Needs::Nothing, Harm::Restart, (0, 1_000)),
+    new("transfer", "leadership is handed over", Needs::Nothing, Harm::Transfer, (100, 500)),
+    new(
+        "isolate-leader",
+        "no packet to or from the leader",
+        Needs::Hosts,
+        Harm::Isolate(Whom::Leader),
+        (1_000, 8_000),
+    ),
+    new(
+        "isolate-follower",
+        "no packet to or from a follower",
+        Needs::Hosts,
+        Harm::Isolate(Whom::Follower),
+        (1_000, 8_000),
+    ),
+    new("bridge", "two nodes reach each other only by the third", Needs::Hosts, Harm::Bridge, (1_000, 8_000)),
+    new(
+        "one-way",
+        "the leader is not heard by one node, but hears it",
+        Needs::Hosts,
+        Harm::OneWay,
+        (1_000, 8_000),
+    ),
+    new("loss", "a tenth of all packets between nodes is lost", Needs::Hosts, Harm::Lose, (1_000, 8_000)),
+    new(
+        "flip-bits",
+        "a node is killed, bits of its log flip, it starts again",
+        Needs::Nothing,
+        Harm::FlipBits,
+        (100, 1_000),
+    ),
+    new(
+        "lose-index",
+        "a node is killed, its index is gone, it starts again",
+        Needs::Nothing,
+        Harm::LoseIndex,
+        (100, 1_000),
+    ),
+];
+
+/// One that has to do with the world around: kept apart, since it breaks nothing of the cluster.
+pub const CUSTOMER_AWAY: Nemesis = new(
+    "customer-away",
+    "the customer closes every connection",
+    Needs::Nothing,
+    Harm::CustomerAway,
+    (1_000, 8_000),
+);
+
+/// The one of this name.
+pub fn named(name: &str) -> Option<Nemesis> {
+    all().find(|nemesis| nemesis.name == name)
+}
+
+/// All, those of the world around included.
+pub fn all() -> impl Iterator<Item = Nemesis> {
+    ALL.into_iter().chain([CUSTOMER_AWAY])
+}
+
+/// Something that is broken now.
+#[derive(Debug)]
+pub struct Broken {
+    harm: Harm,
+    /// Nodes whose clients may notice.
+    pub nodes: Vec<u64>,
+    /// Nodes that can do nothing for the others.
+    pub down: Vec<u64>,
+    /// What was done, for people.
+    pub what: String,
+}
+
+/// What there is to break.
+pub struct World<'a> {
+    /// The cluster.
+    pub nodes: &'a mut Nodes,
+    /// Its machines, if each node has its own.
+    pub hosts: Option<&'a Hosts>,
+    /// Where its mail goes.
+    pub customer: &'a Customer,
+    /// Who leads, if anybody.
+    pub leader: Option<u64>,
+}
+
+impl Nemesis {
+    /// For how long it is to last this time.
+    pub fn lasts(&self, random: &mut Random) -> Duration {
+        Duration::from_millis(random.within(self.lasts.0, self.lasts.1))
+    }
+
+    /// Breaks something. Nothing if it cannot be done now.
+    pub fn begin(&self, world: &mut World<'_>, random: &mut Random) -> Option<Broken> {
+        let nodes = &mut *world.nodes;
+        let all = [1, 2, 3];
+        let leader = world.leader;
+        let followers: Vec<u64> = all.into_iter().filter(|id| Some(*id) != leader).collect();
+        let mut choose = |whom| match whom {
+            Whom::Leader => leader.map(|id| vec![id]),
+            Whom::Follower => Some(vec![*random.pick(&followers)]),
+            Whom::Two => {
+                let spared = *random.pick(&all);
+                Some(all.into_iter().filter(|id| *id != spared).collect())
+            }
+            Whom::All => Some(all.to_vec()),
+        };
+        let broken = |nodes: &[u64], down: &[u64], what: String| {
+            Some(Broken { harm: self.harm, nodes: nodes.into(), down: down.into(), what })
+        };
+        match self.harm {
+            Harm::Kill(whom) => {
+                let victims = choose(whom)?;
+                victims.iter().for_each(|id| nodes.kill(*id));
+                broken(&victims, &victims, format!("killed {victims:?}"))
+            }
+            Harm::Pause(whom) => {
+                let victims = choose(whom)?;
+                victims.iter().for_each(|id| nodes.pause(*id, true));
+                broken(&victims, &victims, format!("stopped {victims:?}"))
+            }
+            Harm::Restart => {
+                let victim = *random.pick(&all);
+                nodes.stop(victim);
+                broken(&[victim], &[victim], format!("ended {victim}"))
+            }
+            Harm::Transfer => {
+                let to = random.pick(&followers).to_string();
+                let moved = nodes.ask(&["cluster", "transfer", "--to", &to]);
+                moved.status.success().then_some(())?;
+                broken(&[], &[], format!("leadership from {leader:?} to {to}"))
+            }
+            Harm::Isolate(whom) => {
+                let victims = choose(whom)?;
+                let hosts = world.hosts?;
+                for victim in &victims {
+                    for other in all.iter().filter(|id| *id != victim) {
+                        hosts.cut(*victim, *other).and_then(|()| hosts.cut(*other, *victim)).ok()?;
+                    }
+                }
+                broken(&victims, &victims, format!("cut off {victims:?}"))
+            }
+            Harm::Bridge => {
+                let (a, b) = (followers[0], *followers.get(1)?);
+                // The leader is the bridge, or is cut off from one of the two.
+                let (a, b) = if random.percent(50) { (a, b) } else { (leader?, b) };
+                let hosts = world.hosts?;
+                hosts.cut(a, b).and_then(|()| hosts.cut(b, a)).ok()?;
+                broken(&[a, b], &[], format!("no way between {a} and {b}"))
+            }
+            Harm::OneWay => {
+                let (from, to) = (leader?, *random.pick(&followers));
+                world.hosts?.cut(from, to).ok()?;
+                broken(&[from, to], &[], format!("{to} does not hear {from}"))
+            }
+            Harm::Lose => {
+                world.hosts?.lose(10).ok()?;
+                broken(&all, &[], "a tenth of all packets is lost".into())
+            }
+            Harm::FlipBits => {
+                let victim = *random.pick(&all);
+                nodes.kill(victim);
+                let places = flip_bits(nodes, victim, random);
+                broken(
+                    &[victim],
+                    &[victim],
+                    format!("killed {victim} and flipped bits: {}", places.join(", ")),
+                )
+            }
+            Harm::LoseIndex => {
+                let victim = *random.pick(&all);
+                nodes.kill(victim);
+                drop(std::fs::remove_dir_all(nodes.data(victim).join("index")));
+                broken(&[victim], &[victim], format!("killed {victim} and removed its index"))
+            }
+            Harm::CustomerAway => {
+                world.customer.set_down(true);
+                broken(&[], &[], "the customer is away".into())
+            }
+        }
+    }
+}
+
+impl Broken {
+    /// Mends it.
+    pub fn end(&self, world: &mut World<'_>) {
+        match self.harm {
+            Harm::Kill(_) | Harm::Restart | Harm::FlipBits | Harm::LoseIndex => {
+                self.nodes.iter().for_each(|id| world.nodes.start(*id));
+            }
+            Harm::Pause(_) => self.nodes.iter().for_each(|id| world.nodes.pause(*id, false)),
+            Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose => {
+                let mended = world.hosts.map(Hosts::mend);
+                assert!(mended.is_some_and(|mended| mended.is_ok()), "the links cannot be mended");
+            }
+            Harm::CustomerAway => world.customer.set_down(false),
+            Harm::Transfer => {}
+        }
+    }
+}
+
+/// Flips a bit in one to three places of a node's segment files, where something was written. Says where.
+fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
+    let files: Vec<PathBuf> = std::fs::read_dir(nodes.data(id))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")))
+        .collect();
+    let mut done = BTreeSet::new();
+    for _ in 0..random.within(1, 4) {
+        if files.is_empty() {
+            break;
+        }
+        let mut files = files.clone();
+        files.sort();
+        let path = random.pick(&files);
+        let Ok(mut octets) = std::fs::read(path) else { continue };
+        let Some(written) = octets.iter().rposition(|octet| *octet != 0) else { continue };
+        let at = random.within(0, written as u64 + 1) as usize;
+        octets[at] ^= 1 << random.within(0, 8);
+        if std::fs::write(path, &octets).is_ok() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            done.insert(format!("{name} at {at}"));
+        }
+    }
+    done.into_iter().collect()
+}

@@ -1,0 +1,252 @@
+//! What senders do: strict clients of each node, at a rate, with sizes and recipients that a workload chooses.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::history::{Event, Outcome, What};
+use crate::random::Random;
+use crate::sender::{Client, message};
+
+/// A kind of traffic.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is like.
+    pub about: &'static str,
+    /// Messages a second over all nodes, if nothing holds them up.
+    pub rate: u64,
+    /// Clients of each node.
+    pub clients: u64,
+    /// Whether some are large, have many recipients, or ones that are refused or put off.
+    pub is_mixed: bool,
+    /// Whether it comes in bursts with silence in between.
+    pub has_pauses: bool,
+    /// Whether the customer is away until the end.
+    pub is_away: bool,
+}
+
+/// All of them.
+pub const ALL: [Workload; 4] = [
+    Workload {
+        name: "steady",
+        about: "2 to 50 KB to one or two recipients, an even stream",
+        rate: 300,
+        clients: 8,
+        is_mixed: false,
+        has_pauses: false,
+        is_away: false,
+    },
+    Workload {
+        name: "mixed",
+        about: "1 octet to 10 MB, up to 20 recipients, some refused for good, some put off, some cut off after the dot",
+        rate: 120,
+        clients: 6,
+        is_mixed: true,
+        has_pauses: false,
+        is_away: false,
+    },
+    Workload {
+        name: "bursts",
+        about: "half a second as fast as it goes, then a second of silence, in which the log goes idle",
+        rate: 2_000,
+        clients: 8,
+        is_mixed: false,
+        has_pauses: true,
+        is_away: false,
+    },
+    Workload {
+        name: "away",
+        about: "the customer is away for the whole run; all of it waits and is delivered at the end",
+        rate: 150,
+        clients: 4,
+        is_mixed: true,
+        has_pauses: false,
+        is_away: true,
+    },
+];
+
+/// The one of this name.
+pub fn named(name: &str) -> Option<Workload> {
+    ALL.into_iter().find(|workload| workload.name == name)
+}
+
+/// Where all write down what they see.
+#[derive(Clone)]
+pub struct Record {
+    began: Instant,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl Record {
+    /// An empty one; time begins now.
+    #[expect(clippy::new_without_default, reason = "time begins")]
+    pub fn new() -> Record {
+        Record { began: Instant::now(), events: Arc::default() }
+    }
+
+    /// Milliseconds since the beginning.
+    pub fn at(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.began).as_millis() as u64
+    }
+
+    /// Milliseconds until now.
+    pub fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
+
+    /// Writes something down that happened now.
+    pub fn note(&self, what: What) {
+        self.note_at(Instant::now(), what);
+    }
+
+    /// Writes something down that happened before.
+    pub fn note_at(&self, moment: Instant, what: What) {
+        let at = self.at(moment);
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(Event { at, what });
+    }
+
+    /// How many messages were acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ok = |e: &&Event| matches!(&e.what, What::Sent { sent, .. } if sent.outcome == Outcome::Ok);
+        events.iter().filter(is_ok).count()
+    }
+
+    /// Everything, in the order of time.
+    pub fn finish(&self) -> Vec<Event> {
+        let mut events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
+        events.sort_by_key(|event| event.at);
+        events
+    }
+}
+
+/// Senders at work.
+pub struct Senders {
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Senders {
+    /// Starts the clients of nodes at these addresses.
+    pub fn start(
+        workload: Workload,
+        nodes: &[(u64, String)],
+        random: &mut Random,
+        record: &Record,
+    ) -> Senders {
+        let stop = Arc::new(AtomicBool::new(false));
+        let all = workload.clients * nodes.len() as u64;
+        let between = Duration::from_secs(1) * all as u32 / workload.rate.max(1) as u32;
+        let mut threads = Vec::new();
+        for (node, address) in nodes {
+            for number in 0..workload.clients {
+                let sender = Sender {
+                    workload,
+                    node: *node,
+                    number,
+                    address: address.clone(),
+                    between,
+                    random: Random::new(random.next()),
+                    record: record.clone(),
+                    stop: stop.clone(),
+                };
+                threads.push(std::thread::spawn(move || sender.work()));
+            }
+        }
+        Senders { stop, threads }
+    }
+
+    /// Lets each finish its message.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.threads.into_iter().for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// How long a sender waits before it tries a node again that was not there.
+const AGAIN: Duration = Duration::from_millis(100);
+/// A burst and the silence behind it.
+const BURST: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(1000);
+
+struct Sender {
+    workload: Workload,
+    node: u64,
+    number: u64,
+    address: String,
+    between: Duration,
+    random: Random,
+    record: Record,
+    stop: Arc<AtomicBool>,
+}
+
+impl Sender {
+    fn work(mut self) {
+        let mut connection: Option<Client> = None;
+        let mut count = 0;
+        let began = Instant::now();
+        let mut due = began;
+        while !self.stop.load(Ordering::SeqCst) {
+            due = (due + self.between).max(Instant::now() - Duration::from_secs(1));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let in_period = began.elapsed().as_millis() % (BURST + SILENCE).as_millis();
+            if self.workload.has_pauses && in_period > BURST.as_millis() {
+                std::thread::sleep(AGAIN);
+                continue;
+            }
+            let Some(client) = &mut connection else {
+                connection = Client::connect(self.node, &self.address).ok();
+                match &mut connection {
+                    Some(client) => client.pipelines = self.number.is_multiple_of(2),
+                    None => std::thread::sleep(AGAIN),
+                }
+                continue;
+            };
+            count += 1;
+            let name = format!("n{}c{}m{count}", self.node, self.number);
+            let (recipients, bytes) = self.choose(&name);
+            let recipients: Vec<&str> = recipients.iter().map(String::as_str).collect();
+            let octets = message(&name, bytes);
+            let began = Instant::now();
+            let (dot, sent) = match client.open_from(&name, &name, &recipients, &octets) {
+                Ok(open) => {
+                    let dot = self.record.now();
+                    (Some(dot), client.finish(open))
+                }
+                Err(sent) => (None, *sent),
+            };
+            if sent.outcome != Outcome::Ok {
+                connection = None;
+            }
+            let began = self.record.at(began);
+            self.record.note(What::Sent { began, dot, sent });
+        }
+    }
+
+    /// Recipients and size of the next message.
+    fn choose(&mut self, name: &str) -> (Vec<String>, usize) {
+        let random = &mut self.random;
+        let usual = random.within(2_000, 50_000) as usize;
+        if !self.workload.is_mixed {
+            let second = random.percent(20).then(|| "s".to_string());
+            return (std::iter::once("r".to_string()).chain(second).collect(), usual);
+        }
+        let bytes = match random.within(0, 100) {
+            0..10 => random.within(1, 200) as usize,
+            10..12 => random.within(1 << 20, 10_000_000) as usize,
+            12..20 => random.within(50_000, 700_000) as usize,
+            _ => usual,
+        };
+        // What a customer says after the dot it says for all, so these have no company.
+        let alone = ["no", "late", "drop"];
+        let recipients = match random.within(0, 100) {
+            0..6 => vec![format!("{}-{name}", random.pick(&alone))],
+            6..12 => vec!["r".into(), format!("{}-{name}", random.pick(&["bounce", "defer"]))],
+            12..16 => (0..random.within(3, 21)).map(|n| format!("r{n}")).collect(),
+            _ => vec!["r".into()],
+        };
+        (recipients, bytes)
+    }
+}
