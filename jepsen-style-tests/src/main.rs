@@ -54,7 +54,7 @@ struct Run {
     /// What the senders do
     #[arg(long, default_value = "steady")]
     workload: String,
-    /// What is broken: names separated by commas, or `all`, or `none`
+    /// What is broken: names separated by commas, or `all` that can be had here, or `none`
     #[arg(long, default_value = "kill-leader")]
     nemesis: String,
     /// How long things are broken
@@ -85,8 +85,15 @@ fn main() -> ExitCode {
             if let Some(status) = hosts::seclude() {
                 return status;
             }
-            if let Some(needy) = nemeses.iter().find(|n| !run::is_possible(n)) {
+            let (nemeses, others): (Vec<_>, Vec<_>) = nemeses.into_iter().partition(run::is_possible);
+            if let Some(needy) = others.first().filter(|_| nemesis != "all") {
                 return usage(&format!("{} takes network namespaces, which cannot be made here", needy.name));
+            }
+            for needy in &others {
+                eprintln!(
+                    "left out, since it takes network namespaces, which cannot be made here: {}",
+                    needy.name
+                );
             }
             eprintln!("three nodes of {}", binary.display());
             let seed = seed.unwrap_or_else(seed_of_now);

@@ -23,6 +23,7 @@ use holdfast_storage::disk::sim::{SimDisk, WriteLie};
 use holdfast_storage::index::Sealed;
 use holdfast_storage::index::sim::{Lie, SimShelf};
 use holdfast_storage::limits::{BODY_BYTES_MAX, SEGMENT_BYTES_MIN};
+use holdfast_storage::log::dump;
 use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{
     Bytes, Checkpoint, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, ReadError, Recovered,
@@ -455,6 +456,9 @@ impl Run {
             .map(|m| Model { applied: m.applied.filter(|a| *a != LogPosition::default()), ..m.clone() })
             .collect();
         let matching = known.iter().find(|m| same(m));
+        if matching.is_none() {
+            self.show();
+        }
         assert!(
             matching.is_some(),
             "found {:?} which is none of the {} states since operation {durable}; last: {:?}",
@@ -487,6 +491,20 @@ impl Run {
         let anew = Run::new(self.counter);
         let (shelf, counter, term) = (self.shelf.clone(), self.counter, self.term + 1);
         *self = Run { shelf, counter, term, keys: self.keys.clone(), ..anew };
+    }
+}
+
+impl Run {
+    /// What stands on the disk, for whoever has to explain a failure.
+    fn show(&self) {
+        let shown = dump::dump(&self.disk, &self.keys, &mut |line| eprintln!("{line:?}"));
+        eprintln!("{shown:?}");
+        for name in self.disk.list().unwrap() {
+            let contents = self.disk.contents(&name);
+            let written = contents.iter().rposition(|octet| *octet != 0);
+            eprintln!("{name}: written up to {written:?}, segment {:?}", contents.get(32..40));
+        }
+        self.past.iter().enumerate().for_each(|(n, state)| eprintln!("state {n}: {}", brief(state)));
     }
 }
 
