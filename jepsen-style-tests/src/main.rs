@@ -80,7 +80,9 @@ fn main() -> ExitCode {
             let (Some(workload), Some(nemeses)) = (workload::named(&workload), chosen(&nemesis)) else {
                 return usage("no such workload or nemesis; `list` shows them");
             };
-            // Before the cluster's namespaces are made, in which nothing but what was built is needed.
+            if !hosts::is_inside() && !build() {
+                return usage("the program could not be built");
+            }
             let binary = nodes::binary();
             if let Some(status) = hosts::seclude() {
                 return status;
@@ -103,6 +105,17 @@ fn main() -> ExitCode {
             soak(Duration::from_secs(seconds), seed.unwrap_or_else(seed_of_now), &dir, ledger.as_deref())
         }
     }
+}
+
+/// Under `cargo run` the program that is tested is built as well: only this one was. In a test it has been.
+fn build() -> bool {
+    let (Some(cargo), None) = (std::env::var_os("CARGO"), std::env::var_os("NEXTEST")) else { return true };
+    let is_release = std::env::current_exe().is_ok_and(|own| own.iter().any(|part| part == "release"));
+    let profile = if is_release { "release" } else { "dev" };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let mut command = std::process::Command::new(cargo);
+    command.args(["build", "--quiet", "--bin", "holdfast", "--profile", profile]).current_dir(root);
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// The exit status of an answer.
