@@ -12,7 +12,7 @@ pub const ERASE_WITHIN: u64 = 3_000;
 const SLACK: u64 = 1_000;
 
 /// Messages that are longer than this come in pieces, which wait ten minutes for the rest if their node dies in between.
-const PIECE: usize = 512 << 10;
+const PIECE: usize = 256 << 10;
 
 pub(super) fn check(history: &History) -> Vec<Offence> {
     let windows = history.windows();

@@ -199,9 +199,15 @@ impl Inner {
 
     /// Takes a segment that holds nothing live out of the superblock, durably, and out of memory.
     pub(crate) fn retire(&self, id: SegmentId) -> std::io::Result<Option<Segment>> {
+        let (segment, offset) = self.state().synced;
         let mut superblock = self.superblock();
         superblock.contents.segments.retain(|(other, _)| *other != id);
         superblock.ends.remove(&id);
+        // What made it idle stands before this end: a log that lost it, and has lost the segment, is not taken for an older one.
+        if superblock.contents.segments.iter().any(|(other, _)| *other == segment) {
+            let end = superblock.ends.entry(segment).or_default();
+            *end = offset.max(*end);
+        }
         superblock.store()?;
         drop(superblock);
         Ok(self.state().remove_segment(id))
@@ -227,5 +233,36 @@ impl Inner {
             other_key_upto: state.other_key_upto(),
             segment_bytes: self.segment_bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::superblock::Superblock;
+    use super::super::{Entry, open_for_test as open};
+    use crate::disk::sim::SimDisk;
+    use crate::position::{LogIndex, LogPosition, Term};
+
+    /// A segment goes on the strength of what stands at the log's end. If the disk has lost that, the superblock knows how far it went.
+    #[test]
+    fn p9_whoever_gives_a_segment_back_says_how_far_the_log_is() {
+        let disk = SimDisk::new(1);
+        let log = open(&disk);
+        for index in 0..30 {
+            let (tell, told) = std::sync::mpsc::channel();
+            let at = LogPosition { term: Term(1), index: LogIndex(index) };
+            let entry = Entry { at, head: "head".into(), body: vec![b'x'; 200_000].into() };
+            log.append(vec![entry], Box::new(move |done| drop(tell.send(done))));
+            told.recv().expect("an answer").expect("a sound disk");
+        }
+        let (first, synced) = {
+            let state = log.inner.state();
+            (*state.segments.keys().next().expect("there is one"), state.synced)
+        };
+        assert!(first < synced.0);
+        log.inner.retire(first).expect("a sound disk");
+        let superblock = Superblock::load(&disk).expect("readable").expect("there");
+        assert!(superblock.ends.get(&synced.0) >= Some(&synced.1), "{:?} and {synced:?}", superblock.ends);
+        assert!(!superblock.ends.contains_key(&first));
     }
 }
