@@ -4,6 +4,7 @@
 //! interfaces and mounts are gone with it.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Set in the process that runs inside.
@@ -39,11 +40,7 @@ pub fn seclude() -> Option<ExitCode> {
     if !possible.is_ok_and(|status| status.success()) {
         return None;
     }
-    let inside = secluded()
-        .arg(own)
-        .args(std::env::args_os().skip(1))
-        .env(INSIDE, if is_root { "root" } else { "user" })
-        .status();
+    let inside = secluded().arg(own).args(std::env::args_os().skip(1)).env(INSIDE, "1").status();
     Some(
         inside
             .ok()
@@ -55,11 +52,6 @@ pub fn seclude() -> Option<ExitCode> {
 /// Whether this process has namespaces of its own.
 pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
-}
-
-/// Whether it may also mount loop devices: real root.
-pub fn may_mount() -> bool {
-    std::env::var_os(INSIDE).is_some_and(|who| who == "root")
 }
 
 /// The machines.
@@ -132,6 +124,18 @@ impl Hosts {
     pub fn mend(&self) -> Result<(), NoHosts> {
         (1..=self.count).try_for_each(|id| nft(id, "flush chain ip links in"))
     }
+}
+
+/// A disk of so many MiB, in memory, that is gone with this process.
+///
+/// # Errors
+/// If it cannot be mounted.
+pub fn mount_disk(at: &Path, mib: u64) -> Result<(), NoHosts> {
+    let failed = |why: std::io::Error| NoHosts { what: at.display().to_string(), why: why.to_string() };
+    std::fs::create_dir_all(at).map_err(failed)?;
+    let mut command = Command::new("mount");
+    command.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at);
+    finish("mount -t tmpfs", command)
 }
 
 fn nft(id: u64, words: &str) -> Result<(), NoHosts> {

@@ -89,13 +89,10 @@ fn main() -> ExitCode {
             }
             let (nemeses, others): (Vec<_>, Vec<_>) = nemeses.into_iter().partition(run::is_possible);
             if let Some(needy) = others.first().filter(|_| nemesis != "all") {
-                return usage(&format!("{} takes network namespaces, which cannot be made here", needy.name));
+                return usage(&format!("{} takes namespaces, which cannot be made here", needy.name));
             }
             for needy in &others {
-                eprintln!(
-                    "left out, since it takes network namespaces, which cannot be made here: {}",
-                    needy.name
-                );
+                eprintln!("left out, since it takes namespaces, which cannot be made here: {}", needy.name);
             }
             eprintln!("three nodes of {}", binary.display());
             let seed = seed.unwrap_or_else(seed_of_now);
@@ -151,7 +148,7 @@ fn list() -> ExitCode {
     workload::ALL.iter().for_each(|w| println!("  {:<17} {}", w.name, w.about));
     println!("nemeses");
     for nemesis in nemesis::all() {
-        let needs = if nemesis.needs == nemesis::Needs::Hosts { " (takes network namespaces)" } else { "" };
+        let needs = if nemesis.needs == nemesis::Needs::Nothing { "" } else { " (takes namespaces)" };
         println!("  {:<17} {}{needs}", nemesis.name, nemesis.about);
     }
     println!("checkers");

@@ -1,13 +1,17 @@
 //! What is broken on purpose, and how it is mended. Each names the nodes whose clients may notice.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::customer::Customer;
 use crate::hosts::Hosts;
 use crate::nodes::Nodes;
 use crate::random::Random;
+
+/// Size of a small disk.
+pub const DISK_MIB: u64 = 400;
 
 /// What a nemesis needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +20,8 @@ pub enum Needs {
     Nothing,
     /// A machine for each node ([`Hosts`]).
     Hosts,
+    /// That, and a small disk for each.
+    SmallDisks,
 }
 
 /// What it does.
@@ -31,6 +37,7 @@ enum Harm {
     Lose,
     FlipBits,
     LoseIndex,
+    FillDisk,
     CustomerAway,
 }
 
@@ -67,7 +74,7 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 16] = [
+pub const ALL: [Nemesis; 17] = [
     new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (500, 6_000)),
     new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
     new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (1_000, 5_000)),
@@ -113,6 +120,7 @@ pub const ALL: [Nemesis; 16] = [
         Harm::FlipBits,
         (100, 1_000),
     ),
+    new("fill-disk", "a node's disk has no room left", Needs::SmallDisks, Harm::FillDisk, (2_000, 8_000)),
     new(
         "lose-index",
         "a node is killed, its index is gone, it starts again",
@@ -254,6 +262,11 @@ impl Nemesis {
                 drop(std::fs::remove_dir_all(nodes.data(victim).join("index")));
                 broken(&[victim], &[victim], format!("killed {victim} and removed its index"))
             }
+            Harm::FillDisk => {
+                let victim = *random.pick(&all);
+                fill(&filler(nodes, victim)).ok()?;
+                broken(&[victim], &[], format!("no room on {victim}"))
+            }
             Harm::CustomerAway => {
                 world.customer.set_down(true);
                 broken(&[], &[], "the customer is away".into())
@@ -274,10 +287,30 @@ impl Broken {
                 let mended = world.hosts.map(Hosts::mend);
                 assert!(mended.is_some_and(|mended| mended.is_ok()), "the links cannot be mended");
             }
+            Harm::FillDisk => {
+                self.nodes.iter().for_each(|id| drop(std::fs::remove_file(filler(world.nodes, *id))));
+            }
             Harm::CustomerAway => world.customer.set_down(false),
             Harm::Transfer => {}
         }
     }
+}
+
+fn filler(nodes: &Nodes, id: u64) -> PathBuf {
+    nodes.data(id).join("filler")
+}
+
+/// Takes all the room there is.
+fn fill(path: &Path) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    let mut piece = vec![1; 1 << 20];
+    // A disk that has this much more room is none that was made to be filled.
+    while piece.len() >= 4096 && file.metadata()?.len() < DISK_MIB << 20 {
+        if file.write_all(&piece).is_err() {
+            piece.truncate(piece.len() / 2);
+        }
+    }
+    Ok(())
 }
 
 /// Flips a bit in one to three places of a node's segment files, where something was written. Says where.

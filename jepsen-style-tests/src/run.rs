@@ -13,7 +13,7 @@ use crate::checkers::ERASE_WITHIN;
 use crate::customer::Customer;
 use crate::history::{Custody, Fault, History, Notice, Sample, What};
 use crate::hosts::{self, Hosts};
-use crate::nemesis::{Needs, Nemesis, World};
+use crate::nemesis::{DISK_MIB, Needs, Nemesis, World};
 use crate::nodes::{Nodes, holdfast};
 use crate::random::Random;
 use crate::workload::{Record, Senders, Workload};
@@ -73,6 +73,9 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
         Some(_) => Nodes::prepare_on_hosts(|_, text| text),
         None => Nodes::prepare(|_, text| text),
     };
+    if nemeses.iter().any(|nemesis| nemesis.needs == Needs::SmallDisks) {
+        (1..=3).for_each(|id| hosts::mount_disk(&nodes.data(id), DISK_MIB).expect("a disk of our own"));
+    }
     (1..=3).for_each(|id| nodes.start(id));
     nodes.wait_accepting();
     nodes.route("test.example", customer.address());
