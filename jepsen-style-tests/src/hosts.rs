@@ -51,7 +51,7 @@ pub fn seclude() -> Option<ExitCode> {
 
 /// Whether this process has namespaces of its own.
 pub fn is_inside() -> bool {
-    std::env::var_os(INSIDE).is_some()
+    std::env::var_os(INSIDE).is_some() && std::process::id() == 1
 }
 
 /// The machines.
@@ -136,6 +136,11 @@ pub fn mount_disk(at: &Path, mib: u64) -> Result<(), NoHosts> {
     let mut command = Command::new("mount");
     command.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at);
     finish("mount -t tmpfs", command)
+}
+
+/// Takes it away again.
+pub fn unmount_disk(at: &Path) {
+    drop(Command::new("umount").arg("-l").arg(at).status());
 }
 
 fn nft(id: u64, words: &str) -> Result<(), NoHosts> {

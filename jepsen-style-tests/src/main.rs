@@ -91,6 +91,11 @@ fn main() -> ExitCode {
             if let Some(needy) = others.first().filter(|_| nemesis != "all") {
                 return usage(&format!("{} takes namespaces, which cannot be made here", needy.name));
             }
+            // What cannot be delivered fills such a disk by itself.
+            let nemeses: Vec<_> = nemeses
+                .into_iter()
+                .filter(|n| !workload.is_away || n.needs != nemesis::Needs::SmallDisks)
+                .collect();
             for needy in &others {
                 eprintln!("left out, since it takes namespaces, which cannot be made here: {}", needy.name);
             }
@@ -162,12 +167,12 @@ fn one(workload: Workload, nemeses: &[Nemesis], seconds: u64, seed: u64, dir: &P
     let folder = dir.join(format!("{}-{seed}", workload.name));
     let history = run::run(&options, workload, nemeses, &folder);
     let status = conclude(&options, &history, &folder);
-    (status, verdict::judge(&history))
+    (status, verdict::judge(&history, &options.nemeses))
 }
 
 /// Judges, writes verdict and report to the run's folder, and says the most of it.
 fn conclude(options: &Options, history: &History, folder: &Path) -> Status {
-    let judgement = verdict::judge(history);
+    let judgement = verdict::judge(history, &options.nemeses);
     let text = serde_json::to_string_pretty(&judgement).unwrap_or_default();
     let report = folder.join("report.html");
     let written = std::fs::write(folder.join("verdict.json"), text)

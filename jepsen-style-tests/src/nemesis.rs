@@ -265,7 +265,9 @@ impl Nemesis {
             Harm::FillDisk => {
                 let victim = *random.pick(&all);
                 fill(&filler(nodes, victim)).ok()?;
-                broken(&[victim], &[], format!("no room on {victim}"))
+                // Until the leader has handed over there is no room for anybody.
+                let nodes: &[u64] = if Some(victim) == leader { &all } else { &[victim] };
+                broken(nodes, &[], format!("no room on {victim}"))
             }
             Harm::CustomerAway => {
                 world.customer.set_down(true);
@@ -288,7 +290,7 @@ impl Broken {
                 assert!(mended.is_some_and(|mended| mended.is_ok()), "the links cannot be mended");
             }
             Harm::FillDisk => {
-                self.nodes.iter().for_each(|id| drop(std::fs::remove_file(filler(world.nodes, *id))));
+                (1..=3).for_each(|id| drop(std::fs::remove_file(filler(world.nodes, id))));
             }
             Harm::CustomerAway => world.customer.set_down(false),
             Harm::Transfer => {}

@@ -351,7 +351,7 @@ mod tests {
             (20, forged::sent("gone", Outcome::Ok, &["r"])),
             (30, forged::fault(1, false, &[1])),
         ]);
-        let page = page(&options, &history, &judge(&history));
+        let page = page(&options, &history, &judge(&history, &[]));
         assert!(page.contains("Invalid") && page.contains("gone/r") && page.contains("--seed 4"));
         assert_eq!(page.matches("<svg").count(), 6);
     }

@@ -117,17 +117,26 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     // The last copy may still be on its way from the customer's thread.
     std::thread::sleep(Duration::from_millis(ERASE_WITHIN + 2_000));
     let left = left(&lock(&nodes));
-    record.note(What::Left { names: left.iter().cloned().collect() });
+    if let Some(left) = &left {
+        record.note(What::Left { names: left.iter().cloned().collect() });
+    }
+    let left = left.unwrap_or_default();
     for id in 1..=3 {
         let mut found = BTreeSet::new();
-        canaries(&lock(&nodes).data(id), &mut found);
-        let found = found.difference(&left).cloned().collect();
-        record.note(What::Searched { node: id, found });
+        // A segment may be given back under our eyes; a directory that cannot be read was not searched.
+        if canaries(&lock(&nodes).data(id), &mut found).is_ok() {
+            let found = found.difference(&left).cloned().collect();
+            record.note(What::Searched { node: id, found });
+        }
     }
     watcher.stop();
     read_maillogs(&lock(&nodes), epoch, &record);
     let history = History { events: record.finish() };
     keep(folder, options, &history, &lock(&nodes));
+    if nemeses.iter().any(|nemesis| nemesis.needs == Needs::SmallDisks) {
+        (1..=3).for_each(|id| lock(&nodes).kill(id));
+        (1..=3).for_each(|id| hosts::unmount_disk(&lock(&nodes).data(id)));
+    }
     history
 }
 
@@ -171,7 +180,9 @@ fn torment(
         broken.end(&mut World { nodes: &mut nodes, hosts, customer, leader });
     }
     watcher.expect_ends(false);
-    wait(HEAL, || watcher.is_well());
+    if !wait(HEAL, || watcher.is_well()) {
+        record.note(What::Healed { took: None });
+    }
     record.note(fault(false));
     std::thread::sleep(Duration::from_millis(random.within(300, 3_000)));
 }
@@ -331,28 +342,29 @@ fn notice(name: &str, octets: &[u8]) -> Notice {
     }
 }
 
-/// Names of messages that are queued: the local parts of their senders.
-fn left(nodes: &Nodes) -> BTreeSet<String> {
-    let listed = nodes.ask(&["queue", "list", "--json"]).stdout;
-    let lines = String::from_utf8_lossy(&listed).into_owned();
+/// Names of messages that are queued: the local parts of their senders. Nothing if nobody says.
+fn left(nodes: &Nodes) -> Option<BTreeSet<String>> {
+    let listed = nodes.ask(&["queue", "list", "--json"]);
+    listed.status.success().then_some(())?;
+    let lines = String::from_utf8_lossy(&listed.stdout).into_owned();
     let name = |line: &str| {
         let value: Value = serde_json::from_str(line).ok()?;
         let sender = value["sender"].as_str()?;
         Some(sender.trim_start_matches('<').split('@').next()?.to_string())
     };
-    lines.lines().filter_map(name).collect()
+    Some(lines.lines().filter_map(name).collect())
 }
 
 /// Names of messages of which a line stands in a file of a directory.
-fn canaries(dir: &Path, found: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
+fn canaries(dir: &Path, found: &mut BTreeSet<String>) -> std::io::Result<()> {
+    for path in std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()) {
         if path.is_dir() {
-            canaries(&path, found);
+            canaries(&path, found)?;
         } else if let Ok(octets) = std::fs::read(&path) {
             names_in(&octets, found);
         }
     }
+    Ok(())
 }
 
 /// What stands between the words that each line of a message has.

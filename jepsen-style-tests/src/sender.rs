@@ -42,6 +42,7 @@ impl Client {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(60)))?;
         let mut client =
             Client { reader: BufReader::new(stream), node, text: String::new(), pipelines: false };
         let greeting = client.reply()?;

@@ -56,10 +56,10 @@ pub struct Judgement {
     pub until_next_250: Vec<u64>,
 }
 
-/// Judges a history.
-pub fn judge(history: &History) -> Judgement {
+/// Judges the history of a run in which these nemeses were asked for.
+pub fn judge(history: &History, nemeses: &[String]) -> Judgement {
     let offences = offences(history);
-    let conditions = conditions(history);
+    let conditions = conditions(history, nemeses);
     let count = |wanted: fn(&Outcome) -> bool| history.sent().filter(|(_, s)| wanted(&s.outcome)).count();
     let answer = match (offences.is_empty(), conditions.iter().all(|c| c.is_met)) {
         (false, _) => Answer::Invalid,
@@ -96,7 +96,7 @@ fn until_next_250(history: &History) -> Vec<u64> {
     times
 }
 
-fn conditions(history: &History) -> Vec<Condition> {
+fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
     let mut conditions = Vec::new();
     let mut expect = |what: String, is_met| conditions.push(Condition { what, is_met });
     let oks: Vec<u64> = history.sent().filter(|(_, s)| s.outcome == Outcome::Ok).map(|(at, _)| at).collect();
@@ -111,6 +111,9 @@ fn conditions(history: &History) -> Vec<Condition> {
     let custody = history.events.iter().any(|event| matches!(event.what, What::Custody(_)));
     expect("the nodes' logs said who holds each message".into(), custody);
     let windows = history.windows();
+    if !nemeses.is_empty() {
+        expect("something was broken".into(), !windows.is_empty());
+    }
     let mut names: Vec<&str> = windows.iter().map(|w| w.fault.nemesis.as_str()).collect();
     names.sort_unstable();
     names.dedup();
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_run_counts_only_if_enough_happened() {
-        let judgement = judge(&forged::history(whole()));
+        let judgement = judge(&forged::history(whole()), &[]);
         assert_eq!((judgement.answer, &judgement.offences[..]), (Answer::Valid, &[][..]));
         assert_eq!((judgement.acknowledged, judgement.copies, judgement.repeated), (1, 1, 0));
         assert_eq!(judgement.until_next_250, [300]);
@@ -176,10 +179,18 @@ mod tests {
         for missing in [0, 5, 7, 8, 9, 10] {
             let mut events = whole();
             events.remove(missing);
-            assert_eq!(judge(&forged::history(events)).answer, Answer::Unknown, "without event {missing}");
+            assert_eq!(
+                judge(&forged::history(events), &[]).answer,
+                Answer::Unknown,
+                "without event {missing}"
+            );
         }
+        let mut calm = whole();
+        calm.retain(|(_, what)| !matches!(what, What::Fault(_)));
+        let asked = ["kill-leader".to_string()];
+        assert_eq!(judge(&forged::history(calm), &asked).answer, Answer::Unknown, "nothing was broken");
         let mut lost = whole();
         lost.remove(4);
-        assert_eq!(judge(&forged::history(lost)).answer, Answer::Invalid);
+        assert_eq!(judge(&forged::history(lost), &[]).answer, Answer::Invalid);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::history::{Event, Outcome, What};
+use crate::history::{Event, Outcome, Sent, What};
 use crate::random::Random;
 use crate::sender::{Client, message};
 
@@ -166,7 +166,7 @@ impl Senders {
 }
 
 /// How long a sender waits before it tries a node again that was not there.
-const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_millis(500);
 /// A burst and the silence behind it.
 const BURST: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(1000);
@@ -197,10 +197,20 @@ impl Sender {
                 continue;
             }
             let Some(client) = &mut connection else {
+                let began = self.record.now();
                 connection = Client::connect(self.node, &self.address).ok();
                 match &mut connection {
                     Some(client) => client.pipelines = self.number.is_multiple_of(2),
-                    None => std::thread::sleep(AGAIN),
+                    None => {
+                        // A node that lets nobody in has refused what would have been sent.
+                        count += 1;
+                        let name = format!("n{}c{}m{count}", self.node, self.number);
+                        let (id, recipients, outcome) = (None, Vec::new(), Outcome::Fail(0));
+                        let node = self.node;
+                        let sent = Sent { name, recipients, node, outcome, id, bytes: 0, digest: 0 };
+                        self.record.note(What::Sent { began, dot: None, sent });
+                        std::thread::sleep(AGAIN);
+                    }
                 }
                 continue;
             };

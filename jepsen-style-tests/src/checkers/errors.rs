@@ -17,12 +17,14 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
             Outcome::Fail(code) => format!("refused with {code}"),
             Outcome::Unknown => "left without a reply".to_string(),
         };
-        let near = windows.iter().filter(|w| w.overlaps(began.saturating_sub(RETURN), event.at));
-        let mut troubled: Vec<u64> = near.flat_map(|w| &w.fault.nodes).copied().collect();
+        let own = windows.iter().filter(|w| w.fault.nodes.contains(&sent.node));
+        let is_its_own = own.into_iter().any(|w| w.overlaps(began.saturating_sub(RETURN), event.at));
+        let now = windows.iter().filter(|w| w.overlaps(*began, event.at));
+        let mut troubled: Vec<u64> = now.flat_map(|w| &w.fault.nodes).copied().collect();
         troubled.sort_unstable();
         troubled.dedup();
         // Where more than one node is in trouble no promise is made.
-        if troubled.len() <= 1 && !troubled.contains(&sent.node) {
+        if troubled.len() <= 1 && !is_its_own {
             let what = match troubled.first() {
                 Some(other) => format!("{how} by node {}, and only node {other} was in trouble", sent.node),
                 None => format!("{how} by node {}, and nothing was broken", sent.node),
@@ -61,6 +63,14 @@ mod tests {
             (21_000, fault(1, false, &[1])),
         ]);
         assert_eq!(told(&check(&one)), [("P5", "calm"), ("P5", "the survivors")]);
+        // One after the other is not two at a time.
+        let in_turn = history([
+            (10_000, fault(1, true, &[1])),
+            (14_000, fault(1, false, &[1])),
+            (19_000, fault(2, true, &[3])),
+            (20_300, other("in turn", Outcome::Fail(451))),
+        ]);
+        assert_eq!(told(&check(&in_turn)), [("P5", "in turn")]);
         let two =
             history([(20_000, fault(1, true, &[1, 3])), (20_300, other("no quorum", Outcome::Fail(451)))]);
         assert_eq!(check(&two), []);

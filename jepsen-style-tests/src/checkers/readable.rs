@@ -38,7 +38,8 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
             What::Erased { id, node, lag } if *lag > ERASE_WITHIN + SLACK => {
                 // A node that was away or hindered is late by that much, and one that returned by the time that it takes to begin.
                 let since = event.at.saturating_sub(lag + ERASE_WITHIN);
-                if !windows.iter().any(|w| w.overlaps(since, event.at)) {
+                let own = windows.iter().filter(|w| w.fault.nodes.contains(node));
+                if !own.into_iter().any(|w| w.overlaps(since, event.at)) {
                     let what = format!("overwritten on node {node} {lag} ms after it died");
                     offences.push(Offence::new("P3", id, event.at, what));
                 }

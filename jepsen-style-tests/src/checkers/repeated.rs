@@ -9,6 +9,9 @@ use crate::history::History;
 /// what became of its connections.
 const AFTERMATH: u64 = 5_000;
 
+/// What takes no result of a hand-off away.
+const HARMLESS: [&str; 3] = ["transfer", "customer-away", "fill-disk"];
+
 /// When each copy was taken: by name and recipient.
 pub(super) fn times(history: &History) -> BTreeMap<(String, String), Vec<u64>> {
     let mut times: BTreeMap<(String, String), Vec<u64>> = BTreeMap::new();
@@ -20,9 +23,16 @@ pub(super) fn times(history: &History) -> BTreeMap<(String, String), Vec<u64>> {
 }
 
 pub(super) fn check(history: &History) -> Vec<Offence> {
-    let windows = history.windows();
+    let mut windows = history.windows();
+    windows.retain(|w| !HARMLESS.contains(&w.fault.nemesis.as_str()));
     let mut offences = Vec::new();
     for ((name, recipient), times) in times(history) {
+        let (first, last) = (times[0], times[times.len() - 1]);
+        let breaks = windows.iter().filter(|w| w.overlaps(first.saturating_sub(AFTERMATH), last)).count();
+        if breaks > 0 && times.len() > 1 + breaks {
+            let what = format!("taken {} times, and {breaks} times something was broken", times.len());
+            offences.push(Offence::new("P4", format!("{name}/{recipient}"), last, what));
+        }
         for pair in times.windows(2) {
             let (first, again) = (pair[0], pair[1]);
             let between =
@@ -51,9 +61,10 @@ mod tests {
             (20_500, taken("stormy", "r")),
             (21_000, fault(1, false, &[1])),
             (22_000, taken("stormy", "r")),
+            (22_001, taken("stormy", "r")),
             (90_000, taken("later", "r")),
             (90_001, taken("later", "r")),
         ]);
-        assert_eq!(told(&check(&forged)), [("P4", "calm/r"), ("P4", "later/r")]);
+        assert_eq!(told(&check(&forged)), [("P4", "calm/r"), ("P4", "later/r"), ("P4", "stormy/r")]);
     }
 }
