@@ -1,12 +1,15 @@
 //! Judges a running cluster from outside: real processes, real disks, real sockets. No product crate is linked, so a wrong
 //! belief of the product's cannot be shared by its tests.
 //!
+//! `run` is a whole run of the command, `nemesis` what it breaks, `workload` what senders do, `verdict` and `report` what comes of it.
 //! `nodes` runs the cluster, `sender` is a strict client, `customer` a scripted destination; `history` is what happened and
 //! `checkers` what it means. A test breaks something and asks the checkers.
 
 pub mod checkers;
 pub mod customer;
 pub mod disk;
+mod evidence;
+pub mod folder;
 pub mod history;
 pub mod hosts;
 pub mod kept;
@@ -17,9 +20,11 @@ pub mod nodes;
 pub mod plot;
 pub mod postfix;
 pub mod random;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod sender;
 pub mod tools;
 pub mod verdict;
+mod watcher;
 pub mod workload;

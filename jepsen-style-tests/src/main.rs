@@ -5,13 +5,13 @@ use std::process::{ExitCode, Termination};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
+use jepsen_style_tests::folder::{self, Options};
 use jepsen_style_tests::history::History;
 use jepsen_style_tests::nemesis::{self, Nemesis};
 use jepsen_style_tests::random::Random;
-use jepsen_style_tests::run::{self, Options};
 use jepsen_style_tests::verdict::{Answer, Judgement};
 use jepsen_style_tests::workload::{self, Workload};
-use jepsen_style_tests::{checkers, hosts, nodes, report, verdict};
+use jepsen_style_tests::{checkers, hosts, nodes, report, run, verdict};
 
 /// Breaks a cluster of three nodes under load, and judges from outside whether it kept its promises.
 #[derive(Parser)]
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::List => list(),
-        Command::Judge { folder } => match run::load(&folder) {
+        Command::Judge { folder } => match folder::load(&folder) {
             Ok((options, history)) => conclude(&options, &history, &folder).report(),
             Err(why) => usage(&why),
         },

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::checkers;
+use crate::folder::Options;
 use crate::history::{History, Outcome, What};
 use crate::plot::{Draw, Plot, Scale, Series, Shade, escape};
-use crate::run::Options;
 use crate::verdict::{Answer, Judgement};
 
 /// Offences of each promise that are listed.

@@ -1,6 +1,7 @@
 //! Small things that several tests need: waiting, finding octets in files, and other people's programs.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Waits until `condition` holds. Nothing sleeps for its own sake.
@@ -13,6 +14,23 @@ pub fn wait_for(what: &str, patience: Duration, mut condition: impl FnMut() -> b
         assert!(Instant::now() < deadline, "waited {patience:?} for {what}");
         std::thread::sleep(Duration::from_millis(25));
     }
+}
+
+/// The same; whether it did.
+pub(crate) fn waited(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    true
+}
+
+/// Locks it, whoever panicked with it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether `needle` stands in any file of a directory.

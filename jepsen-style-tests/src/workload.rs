@@ -1,11 +1,12 @@
 //! What senders do: strict clients of each node, at a rate, with sizes and recipients that a workload chooses.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::history::{Event, Outcome, Sent, What};
+use crate::history::{Outcome, Sent, What};
 use crate::random::Random;
+use crate::record::Record;
 use crate::sender::{Client, message};
 
 /// A kind of traffic.
@@ -70,56 +71,6 @@ pub const ALL: [Workload; 4] = [
 /// The one of this name.
 pub fn named(name: &str) -> Option<Workload> {
     ALL.into_iter().find(|workload| workload.name == name)
-}
-
-/// Where all write down what they see.
-#[derive(Clone)]
-pub struct Record {
-    began: Instant,
-    events: Arc<Mutex<Vec<Event>>>,
-}
-
-impl Record {
-    /// An empty one; time begins now.
-    #[expect(clippy::new_without_default, reason = "time begins")]
-    pub fn new() -> Record {
-        Record { began: Instant::now(), events: Arc::default() }
-    }
-
-    /// Milliseconds since the beginning.
-    pub fn at(&self, moment: Instant) -> u64 {
-        moment.saturating_duration_since(self.began).as_millis() as u64
-    }
-
-    /// Milliseconds until now.
-    pub fn now(&self) -> u64 {
-        self.at(Instant::now())
-    }
-
-    /// Writes something down that happened now.
-    pub fn note(&self, what: What) {
-        self.note_at(Instant::now(), what);
-    }
-
-    /// Writes something down that happened before.
-    pub fn note_at(&self, moment: Instant, what: What) {
-        let at = self.at(moment);
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(Event { at, what });
-    }
-
-    /// How many messages were acknowledged so far.
-    pub fn acknowledged(&self) -> usize {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_ok = |e: &&Event| matches!(&e.what, What::Sent { sent, .. } if sent.outcome == Outcome::Ok);
-        events.iter().filter(is_ok).count()
-    }
-
-    /// Everything, in the order of time.
-    pub fn finish(&self) -> Vec<Event> {
-        let mut events = std::mem::take(&mut *self.events.lock().unwrap_or_else(PoisonError::into_inner));
-        events.sort_by_key(|event| event.at);
-        events
-    }
 }
 
 /// Senders at work.

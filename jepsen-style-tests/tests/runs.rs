@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use jepsen_style_tests::checkers::NAME;
+use jepsen_style_tests::folder::Options;
 use jepsen_style_tests::history::{Event, Fault, History, Outcome, Sent, What, digest};
-use jepsen_style_tests::run::Options;
 
 fn command(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_jepsen-style-tests")).args(words).output().unwrap()

@@ -1,0 +1,135 @@
+//! What nodes leave behind: their queue, their files, their mail logs.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::history::{Custody, What};
+use crate::nodes::Nodes;
+use crate::record::Record;
+
+/// Names of messages that are queued: the local parts of their senders. Nothing if nobody says.
+pub(crate) fn left(nodes: &Nodes) -> Option<BTreeSet<String>> {
+    let listed = nodes.ask(&["queue", "list", "--json"]);
+    listed.status.success().then_some(())?;
+    let lines = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let name = |line: &str| {
+        let value: Value = serde_json::from_str(line).ok()?;
+        let sender = value["sender"].as_str()?;
+        Some(sender.trim_start_matches('<').split('@').next()?.to_string())
+    };
+    Some(lines.lines().filter_map(name).collect())
+}
+
+/// Names of messages of which a line stands in a file of a directory.
+pub(crate) fn canaries(dir: &Path, found: &mut BTreeSet<String>) -> std::io::Result<()> {
+    for path in std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            canaries(&path, found)?;
+        } else if let Ok(octets) = std::fs::read(&path) {
+            names_in(&octets, found);
+        }
+    }
+    Ok(())
+}
+
+/// What stands between the words that each line of a message has.
+fn names_in(octets: &[u8], found: &mut BTreeSet<String>) {
+    const BEFORE: &[u8] = b".canary-";
+    const NAME_MAX: usize = 40;
+    let mut rest = octets;
+    while let Some(dot) = rest.iter().position(|octet| *octet == b'.') {
+        rest = &rest[dot..];
+        let Some(name) = rest.strip_prefix(BEFORE) else {
+            rest = &rest[1..];
+            continue;
+        };
+        let name = &name[..name.len().min(NAME_MAX)];
+        let end = name.windows(6).position(|w| w == b"-line-");
+        if let Some(end) = end.filter(|end| name[..*end].iter().all(u8::is_ascii_alphanumeric)) {
+            found.insert(String::from_utf8_lossy(&name[..end]).into_owned());
+        }
+        rest = &rest[BEFORE.len()..];
+    }
+}
+
+/// What the nodes wrote of custody and erasure.
+pub(crate) fn read_maillogs(nodes: &Nodes, epoch: std::time::SystemTime, record: &Record) {
+    let epoch = epoch.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    let began = Instant::now() - Duration::from_millis(record.now());
+    for id in 1..=3 {
+        for line in nodes.maillog(id).lines() {
+            let Some((at, what)) = custody_line(id, line) else { continue };
+            let at = Duration::from_millis((at - epoch).max(0) as u64);
+            record.note_at(began + at, what);
+        }
+    }
+}
+
+/// A line `TIME HOST NAME/SERVICE[N]: ID: durable, nodes=1+3, power=A+C, network=1+3, ...` or `... ID: erased, lag=0.8`; when it was
+/// written, in milliseconds since 1970.
+fn custody_line(node: u64, line: &str) -> Option<(i64, What)> {
+    let (before, rest) = line.split_once("]: ")?;
+    let at = milliseconds(before.split(' ').next()?)?;
+    let (id, rest) = rest.split_once(": ")?;
+    let (word, rest) = rest.split_once(", ")?;
+    let value = |key: &str| rest.split(", ").find_map(|field| field.strip_prefix(key)?.strip_prefix('='));
+    let labels = |key: &str| value(key).map(|all| all.split('+').map(str::to_string).collect::<Vec<_>>());
+    let what = match word {
+        "durable" => What::Custody(Custody {
+            id: id.into(),
+            nodes: labels("nodes")?.iter().filter_map(|node| node.parse().ok()).collect(),
+            power: labels("power")?,
+            network: labels("network")?,
+        }),
+        "erased" => {
+            let lag = (value("lag")?.parse::<f64>().ok()? * 1000.0) as u64;
+            What::Erased { id: id.into(), node, lag }
+        }
+        _ => return None,
+    };
+    Some((at, what))
+}
+
+/// A time as `2026-01-31T12:34:56.789+02:00`, since 1970.
+fn milliseconds(text: &str) -> Option<i64> {
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second, milli) = (number(11, 13)?, number(14, 16)?, number(17, 19)?, number(20, 23)?);
+    let sign = if text.get(23..24)? == "-" { -1 } else { 1 };
+    let ahead = if text.get(23..24)? == "Z" { 0 } else { sign * (number(24, 26)? * 60 + number(27, 29)?) };
+    // Days of the proleptic Gregorian calendar: years that begin in March, so that the leap day is the last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day - 1;
+    let days = days - 719_468;
+    Some((((days * 24 + hour) * 60 + minute - ahead) * 60 + second) * 1000 + milli)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_mail_log_tell_custody() {
+        let line = "2026-03-01T01:00:00.250+01:00 node-1 holdfast/cluster[7]: 4F2A: durable, nodes=1+3, power=A+C, network=1+3, index=9";
+        let Some((at, What::Custody(custody))) = custody_line(1, line) else { panic!("{line}") };
+        assert_eq!(at, 1_772_323_200_250);
+        assert_eq!((custody.id.as_str(), custody.nodes, custody.power.len()), ("4F2A", vec![1, 3], 2));
+        let line = "1970-01-01T00:00:01.000Z node-2 holdfast/erase[7]: 4F2A: erased, lag=0.8";
+        let told = custody_line(2, line);
+        assert!(matches!(told, Some((1000, What::Erased { node: 2, lag: 800, .. }))), "{told:?}");
+        assert!(
+            custody_line(1, "2026-03-01T01:00:00.250+01:00 node-1 holdfast/qmgr[7]: 4F2A: removed").is_none()
+        );
+    }
+
+    #[test]
+    fn names_are_found_wherever_a_line_of_them_stands() {
+        let mut found = BTreeSet::new();
+        names_in(b"..canary-a1-line-000001-abc\r\n.canary-\0\0.canary-b2-line-", &mut found);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["a1", "b2"]);
+    }
+}

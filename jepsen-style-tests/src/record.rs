@@ -1,0 +1,57 @@
+//! Where all who take part write down what they see.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::history::{Event, Outcome, What};
+use crate::tools::lock;
+
+/// What is written down so far.
+#[derive(Clone)]
+pub struct Record {
+    began: Instant,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+impl Record {
+    /// An empty one; time begins now.
+    #[expect(clippy::new_without_default, reason = "time begins")]
+    pub fn new() -> Record {
+        Record { began: Instant::now(), events: Arc::default() }
+    }
+
+    /// Milliseconds since the beginning.
+    pub fn at(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.began).as_millis() as u64
+    }
+
+    /// Milliseconds until now.
+    pub fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
+
+    /// Writes something down that happened now.
+    pub fn note(&self, what: What) {
+        self.note_at(Instant::now(), what);
+    }
+
+    /// Writes something down that happened before.
+    pub fn note_at(&self, moment: Instant, what: What) {
+        let at = self.at(moment);
+        lock(&self.events).push(Event { at, what });
+    }
+
+    /// How many messages were acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        let events = lock(&self.events);
+        let is_ok = |e: &&Event| matches!(&e.what, What::Sent { sent, .. } if sent.outcome == Outcome::Ok);
+        events.iter().filter(is_ok).count()
+    }
+
+    /// Everything, in the order of time.
+    pub fn finish(&self) -> Vec<Event> {
+        let mut events = std::mem::take(&mut *lock(&self.events));
+        events.sort_by_key(|event| event.at);
+        events
+    }
+}
