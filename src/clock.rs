@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 /// Monotonic time.
 pub fn now() -> Instant {
-    Instant::now()
+    holdfast_cluster::clock::now()
 }
 
 /// A deadline that is `wait` away.

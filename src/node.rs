@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use holdfast_cluster::{Cluster, LogIndex, PeerTls};
+use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::index::Sealed;
 use holdfast_storage::index::spilled::Directory;
-use holdfast_storage::{Options, ScrubReport};
+use holdfast_storage::{Keyring, Options, ScrubReport, Shelf};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -80,31 +81,54 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("[log] output = {}", config.log.output))?;
     let log = Arc::new(log);
     let queue = Arc::new(Mutex::new(Queue::default()));
-    let cluster = start_cluster(&config, peer_tls.clone(), &log, &queue)?;
+    let disk = OsDisk::open(&config.node.data_dir, config.storage.sync_delay.0)?;
+    let keys = at_rest::keyring(&config.storage.key_file)?;
+    let shelf = Directory::within(&config.node.data_dir, keys.sealing());
+    let index = Sealed { shelf, keys: keys.clone() };
+    let name = config.node.name.clone();
+    // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
+    let end = move |why: &str| {
+        eprintln!("holdfast: {name}: ending: {why}");
+        std::process::exit(EXIT_DISK);
+    };
+    let place = Place { disk: Arc::new(disk), index: Box::new(index), keys, end: Arc::new(end) };
+    let settings = cluster_settings(&config, peer_tls.clone(), place, &log, &queue);
+    let cluster = holdfast_cluster::start(settings, queue.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(file, config, (peer_tls, certificates), log, queue, cluster))
 }
 
-fn start_cluster(
+/// Where a node's state stands.
+pub(crate) struct Place {
+    /// Its data directory.
+    pub(crate) disk: Arc<dyn Disk>,
+    /// Its index.
+    pub(crate) index: Box<dyn Shelf>,
+    /// What it is sealed with.
+    pub(crate) keys: Keyring,
+    /// Ends the node: the log or consensus has stopped for good, for this reason.
+    pub(crate) end: Arc<dyn Fn(&str) + Send + Sync>,
+}
+
+/// What the node's part in the cluster needs, by the settings.
+pub(crate) fn cluster_settings(
     config: &Config,
     tls: PeerTls,
+    place: Place,
     log: &Arc<MailLog>,
     queue: &Arc<Mutex<Queue>>,
-) -> anyhow::Result<Cluster> {
-    let disk = OsDisk::open(&config.node.data_dir, config.storage.sync_delay.0)?;
+) -> holdfast_cluster::Settings {
+    let Place { disk, index, keys, end } = place;
     let erasures = Erasures { log: log.clone(), queue: queue.clone(), within: config.queue.erase_within.0 };
-    let name = config.node.name.clone();
-    let keys = at_rest::keyring(&config.storage.key_file)?;
-    let shelf = Directory::within(&config.node.data_dir, keys.sealing());
-    let index = Sealed { shelf, keys: keys.clone() };
-    let settings = holdfast_cluster::Settings {
+    let failed = end.clone();
+    holdfast_cluster::Settings {
         cluster: config.cluster.id.clone(),
         id: config.node.id,
         members: config.members(),
         listen: config.cluster.listen.to_string(),
         tls,
-        disk: Arc::new(disk),
-        index: Box::new(index),
+        disk,
+        index,
         reserve_bytes: config.storage.reserve_bytes.0,
         log: Options {
             segment_bytes: config.storage.segment_bytes.0,
@@ -112,22 +136,95 @@ fn start_cluster(
             scrub_bytes_per_second: config.storage.scrub_rate.0,
             keys,
             on_erased: Arc::new(move |erased| erasures.note(erased)),
-            // After a failed fsync nothing may be claimed any more: the process ends at once (ATC'20).
-            on_failure: Arc::new(move |why| {
-                eprintln!("holdfast: {name}: the log has stopped, ending: {why}");
-                std::process::exit(EXIT_DISK);
-            }),
+            on_failure: Arc::new(move |why| failed(&format!("the log has stopped: {why}"))),
         },
         election_ms: (config.cluster.election_min.ms(), config.cluster.election_max.ms()),
         heartbeat_ms: config.cluster.heartbeat.ms(),
-        on_fatal: Box::new(|why| {
-            eprintln!("holdfast: ending: {why}");
-            std::process::exit(EXIT_DISK);
-        }),
+        on_fatal: Box::new(move |why| end(why)),
         keep_entries: config.storage.keep_entries,
         checkpoint_after: config.storage.young_horizon.0,
-    };
-    Ok(holdfast_cluster::start(settings, queue.clone())?)
+    }
+}
+
+/// What a node does for mail.
+pub(crate) struct Relay {
+    /// Set when the node goes down.
+    draining: watch::Sender<bool>,
+    intake: Arc<Intake>,
+    delivery: Arc<Delivery>,
+    limits: Arc<Limits>,
+    doors: Doors,
+    moving: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Relay {
+    /// Delivers from now on, if this node leads; nobody can hand in anything yet.
+    ///
+    /// # Errors
+    /// If a file that the settings name cannot be read.
+    pub(crate) fn new(
+        config: &Config,
+        log: Arc<MailLog>,
+        queue: Arc<Mutex<Queue>>,
+        cluster: Cluster,
+    ) -> anyhow::Result<Relay> {
+        let (draining, drains) = watch::channel(false);
+        let intake = Arc::new(Intake::new(
+            cluster.clone(),
+            queue.clone(),
+            cluster.starts(),
+            config.queue.accept_timeout.0,
+            config.storage.reserve_bytes.0,
+            config.smtp.receive_memory.0,
+        ));
+        let setup = delivery_setup(config, Arc::default())?;
+        let delivery = Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), setup);
+        let delivery = Arc::new(delivery);
+        tokio::spawn(delivery.clone().run());
+        tell_about(&cluster, &delivery, &intake);
+        tokio::spawn(upgrade::run(cluster.clone(), queue.clone()));
+        let reserve = config.storage.reserve_bytes.0;
+        let room = tokio::spawn(room::run(cluster.clone(), queue, delivery.clone(), reserve));
+        let leaving = tokio::spawn(leaving::run(cluster, delivery.clone()));
+        let limits = Arc::new(Limits::new(config.smtp.max_sessions, config.smtp.max_sessions_per_client));
+        let doors = Doors { log, intake: intake.clone(), drains };
+        Ok(Relay { draining, intake, delivery, limits, doors, moving: [room, leaving] })
+    }
+
+    /// Opens the doors: mail comes in from now on.
+    ///
+    /// # Errors
+    /// If a certificate cannot be read or an address is taken.
+    pub(crate) async fn open(
+        &self,
+        config: &Config,
+    ) -> anyhow::Result<BTreeMap<SocketAddr, Arc<Live<Shared>>>> {
+        let mut listeners = BTreeMap::new();
+        for (address, shared) in self.doors.open(config)? {
+            let listener = listener::bind(address).await.map_err(anyhow::Error::msg)?;
+            let shared = Arc::new(Live::new(shared));
+            tokio::spawn(listener::run(listener, shared.clone(), self.limits.clone()));
+            listeners.insert(address, shared);
+        }
+        Ok(listeners)
+    }
+
+    /// Takes nothing new, ends what is under way, and hands leadership over.
+    pub(crate) async fn stop(&self, cluster: &Cluster) {
+        self.moving.iter().for_each(tokio::task::JoinHandle::abort);
+        let stop = async {
+            self.draining.send_replace(true);
+            self.delivery.drain(STOP / 2).await;
+            cluster.hand_over(None, STOP / 4).await;
+            // Whoever has sent a message hears what became of it.
+            while self.limits.sessions() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(STOP, stop).await.is_err() {
+            tracing::warn!("stopping took too long; what was open is done again by the next leader");
+        }
+    }
 }
 
 async fn serve(
@@ -138,63 +235,34 @@ async fn serve(
     queue: Arc<Mutex<Queue>>,
     cluster: Cluster,
 ) -> anyhow::Result<()> {
-    let (draining, drains) = watch::channel(false);
-    let intake = Arc::new(Intake::new(
-        cluster.clone(),
-        queue.clone(),
-        cluster.starts(),
-        config.queue.accept_timeout.0,
-        config.storage.reserve_bytes.0,
-        config.smtp.receive_memory.0,
-    ));
-    let setup = delivery_setup(&config, Arc::default())?;
-    let delivery = Delivery::new(cluster.clone(), queue.clone(), log.clone(), intake.clone(), setup);
-    let delivery = Arc::new(delivery);
-    tokio::spawn(delivery.clone().run());
-    tell_about(&cluster, &delivery, &intake);
-    tokio::spawn(upgrade::run(cluster.clone(), queue.clone()));
-    let reserve = config.storage.reserve_bytes.0;
-    let room = room::run(cluster.clone(), queue.clone(), delivery.clone(), reserve);
-    let room = tokio::spawn(room);
-    let leaving = tokio::spawn(leaving::run(cluster.clone(), delivery.clone()));
+    let relay = Relay::new(&config, log.clone(), queue.clone(), cluster.clone())?;
     let admin = Arc::new(Admin {
         cluster: cluster.clone(),
         queue: queue.clone(),
-        delivery: delivery.clone(),
-        intake: intake.clone(),
+        delivery: relay.delivery.clone(),
+        intake: relay.intake.clone(),
         cluster_id: config.cluster.id.clone(),
         facts: Live::new(Facts { config_hash: config.hash(), certificates }),
     });
     let admin_listener = admin_server::bind(config.admin.listen).await.map_err(anyhow::Error::msg)?;
     let admin_tls = Arc::new(Live::new(pki::admin_tls(&config)?));
     tokio::spawn(admin_server::run(admin_listener, admin_tls.clone(), admin.clone()));
-    let limits = Arc::new(Limits::new(config.smtp.max_sessions, config.smtp.max_sessions_per_client));
-    let doors = Doors { log: log.clone(), intake, drains };
-    let mut listeners = BTreeMap::new();
-    for (address, shared) in doors.open(&config)? {
-        let listener = listener::bind(address).await.map_err(anyhow::Error::msg)?;
-        let shared = Arc::new(Live::new(shared));
-        tokio::spawn(listener::run(listener, shared.clone(), limits.clone()));
-        listeners.insert(address, shared);
-    }
+    let listeners = relay.open(&config).await?;
     tracing::info!(node = config.node.id, "serving");
     let file = file.to_path_buf();
-    stop_signal(Reload { file, config, peer_tls, admin_tls, admin, log, doors, listeners }).await?;
+    stop_signal(Reload {
+        file,
+        config,
+        peer_tls,
+        admin_tls,
+        admin,
+        log,
+        doors: relay.doors.clone(),
+        listeners,
+    })
+    .await?;
     tracing::info!("stopping");
-    room.abort();
-    leaving.abort();
-    let stop = async {
-        draining.send_replace(true);
-        delivery.drain(STOP / 2).await;
-        cluster.hand_over(None, STOP / 4).await;
-        // Whoever has sent a message hears what became of it.
-        while limits.sessions() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    if tokio::time::timeout(STOP, stop).await.is_err() {
-        tracing::warn!("stopping took too long; what was open is done again by the next leader");
-    }
+    relay.stop(&cluster).await;
     Ok(())
 }
 
@@ -259,6 +327,7 @@ pub(crate) fn delivery_setup(config: &Config, policies: Arc<Policies>) -> anyhow
 }
 
 /// What the listeners for mail have in common.
+#[derive(Clone)]
 pub struct Doors {
     log: Arc<MailLog>,
     intake: Arc<Intake>,

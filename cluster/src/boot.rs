@@ -4,7 +4,6 @@
 //!
 //! The first formation needs every initial member present and empty: two of three wiped directories never form a new
 //! cluster over the mail of the third.
-#![expect(clippy::disallowed_methods, reason = "this is the Peers edge: it binds the peers' listener")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,6 @@ use holdfast_storage::disk::Disk;
 use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf, SpaceReport};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, SnapshotPolicy};
-use tokio::net::TcpListener;
 
 use crate::clock;
 use crate::cluster::{Cluster, Inner};
@@ -25,6 +23,7 @@ use crate::limits::{APPEND_ENTRIES_MAX, REQUEST};
 use crate::log_store::LogStore;
 use crate::machine::Machine;
 use crate::membership;
+use crate::net::Listener;
 use crate::others::Others;
 use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Known, Past, Request};
@@ -101,27 +100,35 @@ pub enum StartError {
 ///
 /// # Errors
 /// [`StartError`], before anything was promised to a peer.
-pub fn start(mut settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
+pub fn start(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
     let (tell, told) = std::sync::mpsc::channel();
     let failed = |e: std::io::Error| StartError::State(format!("starting the consensus thread: {e}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     std::thread::Builder::new()
         .name("consensus".into())
         .spawn(move || {
-            runtime.block_on(async move {
-                let (keep_entries, checkpoint_after) = (settings.keep_entries, settings.checkpoint_after);
-                let on_fatal = std::mem::replace(&mut settings.on_fatal, Box::new(|_| {}));
-                let started = boot(settings, machine).await;
-                let keep = started.as_ref().ok().cloned();
-                drop(tell.send(started));
-                if let Some(cluster) = keep {
-                    let why = housekeeping(cluster, keep_entries, checkpoint_after).await;
-                    on_fatal(&why);
-                }
-            });
+            runtime.block_on(run(settings, machine, |started| drop(tell.send(started))));
         })
         .map_err(failed)?;
     told.recv().map_err(|_| StartError::State("the consensus thread ended".into()))?
+}
+
+/// Takes part until consensus has stopped for good, on the runtime of whoever calls it. `started` is told once, when the node may serve or
+/// why it may not.
+pub async fn run(
+    mut settings: Settings,
+    machine: Arc<Mutex<dyn Machine>>,
+    started: impl FnOnce(Result<Cluster, StartError>),
+) {
+    let (keep_entries, checkpoint_after) = (settings.keep_entries, settings.checkpoint_after);
+    let on_fatal = std::mem::replace(&mut settings.on_fatal, Box::new(|_| {}));
+    let booted = boot(settings, machine).await;
+    let keep = booted.as_ref().ok().cloned();
+    started(booted);
+    if let Some(cluster) = keep {
+        let why = housekeeping(cluster, keep_entries, checkpoint_after).await;
+        on_fatal(&why);
+    }
 }
 
 async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cluster, StartError> {
@@ -140,7 +147,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
         ..
     } = settings;
     let began = clock::now();
-    let listener = TcpListener::bind(&listen)
+    let listener = Listener::bind(&listen)
         .await
         .map_err(|error| StartError::Listen { address: listen.clone(), error })?;
     let transfers: Arc<Transfers> = Arc::default();

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-/// The monotonic clock. Only differences mean anything.
+/// The monotonic clock, as the async runtime has it: a simulation decides what time that is. Only differences mean anything.
 pub fn now() -> Instant {
-    Instant::now()
+    tokio::time::Instant::now().into_std()
 }

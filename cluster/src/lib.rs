@@ -7,6 +7,7 @@
 //! What it must not know: SMTP, addresses, routes, what a command means. Commands, outcomes and bodies are opaque bytes;
 //! [`Machine`] is the seam to the layer above.
 
+mod blocking;
 mod boot;
 pub mod clock;
 mod cluster;
@@ -18,6 +19,7 @@ mod limits;
 mod log_store;
 mod machine;
 mod membership;
+pub mod net;
 mod others;
 mod peer;
 pub mod placement;
@@ -32,7 +34,8 @@ mod types;
 #[cfg(test)]
 mod contract;
 
-pub use boot::{Settings, StartError, start};
+pub use blocking::blocking;
+pub use boot::{Settings, StartError, run, start};
 pub use cluster::{Cluster, NodeReport, PlacementWatch, Report};
 pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport, Term};
 pub use lease::FinalDotPermit;

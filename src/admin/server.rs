@@ -201,7 +201,7 @@ impl<'a> Walk<'a> {
         }
         let page = lock(self.queue).page(self.after, LIST_STEP);
         self.after = Some(page.last?);
-        tokio::task::spawn_blocking(|| page.read()).await.ok()
+        holdfast_cluster::blocking(|| page.read()).await.ok()
     }
 }
 

@@ -2,15 +2,14 @@
 //!
 //! Where TLS is used only if it is offered, a failed or stalled handshake is tried once more in the clear; where it is needed, mail waits.
 //! What was said before the handshake is forgotten (RFC 3207 §4.2).
-#![expect(clippy::disallowed_methods, reason = "this is the Dialer edge")]
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use holdfast_cluster::net;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -116,19 +115,12 @@ impl Dialer {
 
     async fn greet(&self, host: &Host) -> Result<Connection, Broken> {
         let lost = |e: std::io::Error| broken("4.4.1", format!("connect to {}: {e}", host.address));
-        let socket = match host.address.ip() {
-            IpAddr::V4(_) => TcpSocket::new_v4(),
-            IpAddr::V6(_) => TcpSocket::new_v6(),
-        }
-        .map_err(lost)?;
-        if let Some(source) = self.source(host.address.ip()) {
-            socket.bind((source, 0).into()).map_err(lost)?;
-        }
-        let stream = timeout(self.connect_timeout, socket.connect(host.address))
+        let connect = net::connect_from(self.source(host.address.ip()), host.address);
+        let stream = timeout(self.connect_timeout, connect)
             .await
             .map_err(|_| broken("4.4.1", format!("connect to {}: timed out", host.address)))?
             .map_err(lost)?;
-        stream.set_nodelay(true).map_err(lost)?;
+        stream.set_nodelay().map_err(lost)?;
         let mut connection = Connection {
             stream: Box::new(stream),
             buffer: BytesMut::new(),

@@ -291,7 +291,7 @@ impl Delivery {
             let Some(page) = queue.survey(SURVEY_STEP) else { return false };
             (page, lock(&self.in_hand).clone())
         };
-        let Ok(messages) = tokio::task::spawn_blocking(|| page.read()).await else { return false };
+        let Ok(messages) = holdfast_cluster::blocking(|| page.read()).await else { return false };
         let queue = lock(&self.queue);
         let mut scheduler = lock(&reign.scheduler);
         for message in messages.iter().filter(|message| queue.contains(message.id)) {

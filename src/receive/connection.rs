@@ -109,14 +109,14 @@ type Ended = Result<(), String>;
 /// Serves one client to the end. `is_named` is false for a load balancer that speaks for nobody: its own address gives it no rights.
 pub async fn serve(
     shared: Arc<Shared>,
-    stream: tokio::net::TcpStream,
+    stream: holdfast_cluster::net::Stream,
     peer: SocketAddr,
     is_named: bool,
     number: u64,
 ) {
     let who = format!("unknown[{}]", peer.ip());
     shared.log.line(number, Service::Smtpd, format!("connect from {who}"));
-    if let Err(e) = stream.set_nodelay(true) {
+    if let Err(e) = stream.set_nodelay() {
         tracing::debug!(error = %e, "TCP_NODELAY");
     }
     let client =

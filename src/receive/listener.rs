@@ -1,5 +1,4 @@
 //! Listening for clients, within bounds: so many sessions in all and from one address; who comes beyond gets 421.
-#![expect(clippy::disallowed_methods, reason = "listeners bind")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -7,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_cluster::net::{Listener, Stream};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
@@ -66,14 +65,14 @@ impl Limits {
 ///
 /// # Errors
 /// The system's answer, with the setting that names the address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address)
+pub async fn bind(address: SocketAddr) -> Result<Listener, String> {
+    Listener::bind(&address.to_string())
         .await
         .map_err(|e| format!("[smtp] listener {address}: {e}; is another process listening there?"))
 }
 
 /// Serves clients until the node goes down.
-pub async fn run(listener: TcpListener, shared: Arc<Live<Shared>>, limits: Arc<Limits>) {
+pub async fn run(listener: Listener, shared: Arc<Live<Shared>>, limits: Arc<Limits>) {
     let mut draining = shared.get().draining.clone();
     loop {
         let accepted = tokio::select! {
@@ -119,7 +118,7 @@ pub async fn run(listener: TcpListener, shared: Arc<Live<Shared>>, limits: Arc<L
 }
 
 /// Tells a client that there are too many.
-async fn turn_away(shared: &Shared, mut stream: TcpStream, client: SocketAddr, number: u64) {
+async fn turn_away(shared: &Shared, mut stream: Stream, client: SocketAddr, number: u64) {
     let hostname = &shared.settings.hostname;
     let text = format!("421 4.7.0 {hostname} Error: too many connections\r\n");
     let line =

@@ -33,3 +33,5 @@ pub use log::{
 pub use position::{LogIndex, LogPosition, Offset, SegmentId, Term};
 pub use scrub::ScrubReport;
 pub use seal::Keyring;
+#[cfg(all(any(test, feature = "sim"), not(feature = "shuttle")))]
+pub use sync::turns;

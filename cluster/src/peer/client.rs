@@ -1,5 +1,4 @@
 //! Asking a peer: one connection, many requests in flight, answers in any order.
-#![expect(clippy::disallowed_methods, reason = "this is the Peers edge")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +7,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -18,6 +16,7 @@ use super::frame::{self, Answer, Frame, Hello, PROTOCOL, Purpose, Request};
 use super::tls::{PeerTls, node_name};
 use crate::contact::Contact;
 use crate::limits::{CONNECT, REQUESTS_IN_FLIGHT_MAX};
+use crate::net::{self, Stream};
 use crate::transfer::Transfers;
 
 /// Who speaks, and how it proves it.
@@ -75,7 +74,9 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-pub(crate) type Connection = (FrameReader<ReadHalf<TlsStream<TcpStream>>>, WriteHalf<TlsStream<TcpStream>>);
+pub(crate) type Reader = FrameReader<ReadHalf<TlsStream<Stream>>>;
+pub(crate) type Writer = WriteHalf<TlsStream<Stream>>;
+pub(crate) type Connection = (Reader, Writer);
 
 /// Opens a connection to node `to` for a purpose.
 pub(crate) async fn connect(
@@ -85,8 +86,8 @@ pub(crate) async fn connect(
     purpose: Purpose,
 ) -> Result<Connection, String> {
     let open = async {
-        let stream = TcpStream::connect(address).await.map_err(|e| format!("{address}: {e}"))?;
-        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        let stream = net::connect(address).await.map_err(|e| format!("{address}: {e}"))?;
+        stream.set_nodelay().map_err(|e| e.to_string())?;
         let name = ServerName::try_from(node_name(to)).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(local.tls.client());
         let stream = connector.connect(name, stream).await.map_err(|e| format!("{address}: TLS: {e}"))?;

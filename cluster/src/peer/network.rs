@@ -21,12 +21,10 @@ use openraft::raft::{
 };
 use openraft::raft::{TransferLeaderRequest, TransferLeaderResponse};
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
-use tokio_rustls::client::TlsStream;
 
-use super::client::{AskError, Connection, Local, Peer, connect};
+use super::client::{AskError, Connection, Local, Peer, Reader, Writer, connect};
 use super::frame::{self, Answer, AppendAnswer, Purpose, Request};
 use crate::clock;
 use crate::codec::entry_to_stored;
@@ -79,8 +77,8 @@ fn broken(why: impl std::fmt::Display) -> Failure {
 struct Appending<'s, S> {
     input: S,
     input_ended: bool,
-    reader: super::client::FrameReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>,
-    writer: WriteHalf<TlsStream<TcpStream>>,
+    reader: Reader,
+    writer: Writer,
     in_flight: usize,
     deadline: Instant,
     out: BytesMut,

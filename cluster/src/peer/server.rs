@@ -13,7 +13,6 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, VoteRequest};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -24,10 +23,12 @@ use super::frame::{
     self, Answer, AppendAnswer, AppendHead, Frame, Hello, Known, PROTOCOL, Past, Purpose, Request,
 };
 use super::tls::is_node;
+use crate::blocking::blocking;
 use crate::clock;
 use crate::cluster::{Cluster, Inner};
 use crate::codec::entry_from_stored;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
+use crate::net::{Listener, Stream};
 use crate::proposal::{Fence, Here};
 use crate::snapshot::Part;
 use crate::transfer::{self, NotInstalled};
@@ -37,7 +38,7 @@ use crate::types::{Proposal, Raft, log_id, position, raft_vote, stored_vote};
 const CONNECTIONS_MAX: usize = 256;
 
 /// Answers peers until the listener fails.
-pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>, cluster: Cluster) {
+pub(crate) async fn serve(listener: Listener, local: Arc<Local>, cluster: Cluster) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
@@ -59,9 +60,9 @@ pub(crate) async fn serve(listener: TcpListener, local: Arc<Local>, cluster: Clu
     }
 }
 
-async fn connection(stream: TcpStream, local: Arc<Local>, cluster: Cluster) -> Result<(), String> {
+async fn connection(stream: Stream, local: Arc<Local>, cluster: Cluster) -> Result<(), String> {
     let open = async {
-        stream.set_nodelay(true).map_err(|e| e.to_string())?;
+        stream.set_nodelay().map_err(|e| e.to_string())?;
         let acceptor = TlsAcceptor::from(local.tls.server());
         let stream = acceptor.accept(stream).await.map_err(|e| format!("TLS: {e}"))?;
         let certificates = stream.get_ref().1.peer_certificates().map(|c| c.to_vec());
@@ -88,8 +89,8 @@ async fn connection(stream: TcpStream, local: Arc<Local>, cluster: Cluster) -> R
     }
 }
 
-type Reader = FrameReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>;
-type Writer = tokio::io::WriteHalf<TlsStream<TcpStream>>;
+type Reader = FrameReader<tokio::io::ReadHalf<TlsStream<Stream>>>;
+type Writer = tokio::io::WriteHalf<TlsStream<Stream>>;
 
 async fn send(writer: &mut Writer, out: &mut BytesMut) -> Result<(), String> {
     let sent = async {
@@ -289,7 +290,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
             if !cluster.inner.has_room_for(raw.len() as u64, 0) {
                 return failed(&"no room for the rows of a snapshot");
             }
-            let part = tokio::task::spawn_blocking(move || decode::<Part>("snapshot part", &raw)).await;
+            let part = blocking(move || decode::<Part>("snapshot part", &raw)).await;
             let added = match part {
                 Ok(Ok(part)) => {
                     let mut arriving = cluster.inner.arriving.lock().await;

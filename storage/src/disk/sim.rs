@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::{Disk, DiskFile};
 use crate::limits::BLOCK_BYTES;
@@ -49,6 +50,12 @@ struct State {
     capacity_bytes: u64,
     syncs: u64,
     writes: u64,
+    /// Shortest and longest time of a sync.
+    sync_takes: (Duration, Duration),
+    /// What is looked for in what is synced: see [`SimDisk::watch`].
+    mark: Vec<u8>,
+    /// By file, where such marks stand on the medium.
+    marks: BTreeMap<u64, BTreeMap<usize, u64>>,
 }
 
 impl State {
@@ -63,6 +70,39 @@ impl State {
 
     fn used(&self) -> u64 {
         self.names.values().filter_map(|id| self.files.get(id)).map(|n| n.seen.len() as u64).sum()
+    }
+
+    /// Brings a block to the medium as the running system sees it.
+    fn bring(&mut self, id: u64, block: usize) {
+        let node = self.files.get_mut(&id).expect("a block has a file");
+        let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
+        if node.synced.len() < to {
+            node.synced.resize(to, 0);
+        }
+        node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+        if self.mark.is_empty() {
+            return;
+        }
+        // A mark may stand across blocks.
+        let over = self.mark.len() + MARK_DIGITS - 1;
+        let (from, to) = (from.saturating_sub(over), (to + over).min(node.synced.len()));
+        let marks = self.marks.entry(id).or_default();
+        while let Some((at, _)) = marks.range(from..to.saturating_sub(over)).next() {
+            let at = *at;
+            marks.remove(&at);
+        }
+        let part = &node.synced[from..to];
+        let mut at = 0;
+        while let Some(next) = part[at..].iter().position(|octet| *octet == self.mark[0]) {
+            at += next;
+            if let Some(digits) = part[at..].strip_prefix(&self.mark[..]).and_then(|d| d.get(..MARK_DIGITS))
+                && let Some(number) =
+                    std::str::from_utf8(digits).ok().and_then(|d| u64::from_str_radix(d, 16).ok())
+            {
+                marks.insert(from + at, number);
+            }
+            at += 1;
+        }
     }
 
     fn step(&mut self) -> io::Result<()> {
@@ -100,13 +140,64 @@ pub enum WriteLie {
 #[derive(Clone)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// Of the process that has it open.
+    is_alive: Arc<AtomicBool>,
 }
+
+/// Digits of the number behind a mark.
+const MARK_DIGITS: usize = 16;
 
 impl SimDisk {
     /// An empty directory; `seed` decides what crashes take.
     pub fn new(seed: u64) -> SimDisk {
         let state = State { seed, capacity_bytes: u64::MAX, ..State::default() };
-        SimDisk { state: Arc::new(Mutex::new(state)) }
+        SimDisk { state: Arc::new(Mutex::new(state)), is_alive: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// The same directory, for another process.
+    pub fn for_process(&self) -> SimDisk {
+        SimDisk { state: self.state.clone(), is_alive: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// The process that opened this, or a clone of it, was killed: nothing that it does reaches the directory.
+    pub fn fence(&self) {
+        self.is_alive.store(false, Ordering::SeqCst);
+    }
+
+    /// How long syncs take from now on, at least and at most. Passes only in a simulated process.
+    pub fn set_sync_time(&self, least: Duration, most: Duration) {
+        self.state().sync_takes = (least, most);
+    }
+
+    /// Notes from now on where on the medium `mark` stands with 16 hexadecimal digits behind it.
+    pub fn watch(&self, mark: &[u8]) {
+        self.state().mark = mark.to_vec();
+    }
+
+    /// The numbers behind the marks that stand on the medium, which is what a loss of power leaves: in which file, and where.
+    pub fn marks(&self) -> Vec<(u64, String, usize)> {
+        let s = self.state();
+        let mut marks = Vec::new();
+        for (name, id) in &s.synced_names {
+            let within = s.marks.get(id).into_iter().flatten();
+            marks.extend(within.map(|(at, number)| (*number, name.clone(), *at)));
+        }
+        marks
+    }
+
+    /// Whether `number` stands behind a mark on the medium.
+    pub fn has_mark(&self, number: u64) -> bool {
+        let s = self.state();
+        let mut files = s.synced_names.values().filter_map(|id| s.marks.get(id));
+        files.any(|marks| marks.values().any(|n| *n == number))
+    }
+
+    /// A change by the process that opened this.
+    fn change(&self) -> io::Result<MutexGuard<'_, State>> {
+        match self.is_alive.load(Ordering::SeqCst) {
+            true => Ok(self.state()),
+            false => Err(io::Error::other("the process was killed")),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,18 +209,14 @@ impl SimDisk {
         let mut s = self.state();
         let ids: Vec<u64> = s.files.keys().copied().collect();
         for id in ids {
-            let mut node = s.files.remove(&id).expect("listed above");
-            for block in std::mem::take(&mut node.dirty) {
+            let dirty = std::mem::take(&mut s.files.get_mut(&id).expect("listed above").dirty);
+            for block in dirty {
                 if s.random() & 1 == 0 {
-                    let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
-                    if node.synced.len() < to {
-                        node.synced.resize(to, 0);
-                    }
-                    node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+                    s.bring(id, block);
                 }
             }
-            node.seen = node.synced.clone();
-            s.files.insert(id, node);
+            let node = s.files.get_mut(&id).expect("listed above");
+            node.seen.clone_from(&node.synced);
         }
         let mut names = s.synced_names.clone();
         for (name, id) in s.names.clone() {
@@ -145,6 +232,9 @@ impl SimDisk {
         }
         s.names = names.clone();
         s.synced_names = names;
+        let State { files, marks, synced_names, .. } = &mut *s;
+        files.retain(|id, _| synced_names.values().any(|named| named == id));
+        marks.retain(|id, _| files.contains_key(id));
         drop(s);
         self.heal();
     }
@@ -276,7 +366,7 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let mut s = self.state();
+        let mut s = self.change()?;
         s.step()?;
         if s.names.contains_key(name) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -289,13 +379,13 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut s = self.state();
+        let mut s = self.change()?;
         s.step()?;
         s.names.remove(name).map(|_| ()).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut s = self.state();
+        let mut s = self.change()?;
         s.step()?;
         let id = s.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         s.names.insert(to.into(), id);
@@ -303,7 +393,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        let mut s = self.state();
+        let mut s = self.change()?;
         s.step()?;
         s.synced_names = s.names.clone();
         Ok(())
@@ -335,7 +425,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut s = self.disk.state();
+        let mut s = self.disk.change()?;
         s.step()?;
         s.writes += 1;
         let mut bytes = bytes;
@@ -381,7 +471,14 @@ impl DiskFile for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut s = self.disk.state();
+        let takes = {
+            let mut s = self.disk.change()?;
+            let (least, most) = s.sync_takes;
+            let spread = most.saturating_sub(least).as_micros() as u64;
+            if spread > 0 { least + Duration::from_micros(s.random() % spread) } else { least }
+        };
+        crate::sync::pass(takes);
+        let mut s = self.disk.change()?;
         if let Err(e) = s.step() {
             if s.power_off_in.is_none() {
                 let node = s.files.get_mut(&self.id).expect("open files stay");
@@ -413,11 +510,11 @@ impl DiskFile for SimFile {
             return Err(io::Error::other("Input/output error"));
         }
         node.synced.resize(node.seen.len(), 0);
+        let errors = node.errors;
         for block in dirty {
-            let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
-            node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+            s.bring(self.id, block);
         }
-        match self.told.swap(node.errors, Ordering::SeqCst) < node.errors {
+        match self.told.swap(errors, Ordering::SeqCst) < errors {
             true => Err(io::Error::other("Input/output error")),
             false => Ok(()),
         }

@@ -20,7 +20,6 @@ pub use sealed::Sealed;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +30,8 @@ use crate::error::ReadError;
 use crate::limits::{INDEX_BATCH_ROWS, INDEX_NEWS_MAX};
 use crate::log::Log;
 use crate::log::reader::row_crc;
+use crate::sync::plain::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use crate::sync::plain::{sleep, thread};
 
 /// What went wrong in an index, in its own words. It is set aside then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,7 +97,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Rows {
     shared: Arc<Shared>,
     news: Option<SyncSender<News>>,
-    keeper: Option<std::thread::JoinHandle<()>>,
+    keeper: Option<thread::JoinHandle<()>>,
 }
 
 impl Drop for Rows {
@@ -123,7 +124,7 @@ impl Rows {
         let mut keeper = None;
         if let Some(shelf) = shelf {
             let run = Keeper { shared: shared.clone(), shelf, reserve_bytes };
-            match std::thread::Builder::new().name("index".into()).spawn(move || run.run(told)) {
+            match thread::Builder::new().name("index".into()).spawn(move || run.run(told)) {
                 Ok(started) => keeper = Some(started),
                 Err(e) => {
                     tracing::error!(error = %e, "no index: its thread did not start; rows are read from the log");
@@ -301,7 +302,7 @@ impl Keeper {
             if Arc::strong_count(&index) == 1 {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            sleep(Duration::from_millis(10));
         }
         served
     }
