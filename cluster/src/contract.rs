@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Identity, Log, LogPosition, Options, Rows};
-use openraft::StorageError;
+use holdfast_storage::{Identity, Log, LogIndex, LogPosition, Options, Rows, Term};
+use openraft::storage::RaftStateMachine;
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::{EntryPayload, RaftSnapshotBuilder, StorageError};
 
+use crate::codec::entry_to_stored;
 use crate::log_store::LogStore;
 use crate::machine::{Applied, ApplyError, Delta, Found, Machine, Reading, Refusal, Whole};
 use crate::state_machine::StateMachine;
-use crate::types::TypeConfig;
+use crate::types::{Entry, TypeConfig, log_id};
 
 /// Counts commands and nothing else.
 #[derive(Default)]
@@ -65,8 +67,9 @@ impl Machine for Counter {
 /// Makes an empty store.
 pub(crate) struct Builder;
 
-impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
-    async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TypeConfig>> {
+impl Builder {
+    /// As a start finds it.
+    fn starting(disk: &SimDisk) -> (LogStore, StateMachine) {
         let options = Options {
             segment_bytes: 4 << 20,
             move_below_percent: 60,
@@ -76,13 +79,21 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
             on_failure: Arc::new(|why| panic!("{why}")),
         };
         let identity = Identity { cluster: "suite".into(), node: 1 };
-        let (log, _) = Log::open(Arc::new(SimDisk::new(1)), identity, options).unwrap();
+        let (log, recovered) = Log::open(Arc::new(disk.clone()), identity, options).unwrap();
         let log = Arc::new(log);
         let rows = Arc::new(Rows::new(log.clone(), None, 0));
         let machine = Arc::new(Mutex::new(Counter::default()));
-        let (state_machine, _) = StateMachine::restore(machine, log.clone(), rows, None).unwrap();
+        let (state_machine, _) =
+            StateMachine::restore(machine, log.clone(), rows, recovered.checkpoint).unwrap();
+        (LogStore { log }, state_machine)
+    }
+}
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
+    async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TypeConfig>> {
+        let (log, state_machine) = Builder::starting(&SimDisk::new(1));
         state_machine.started().await.unwrap();
-        Ok(((), LogStore { log }, state_machine))
+        Ok(((), log, state_machine))
     }
 }
 
@@ -90,4 +101,41 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine> for Builder {
 fn openraft_contract_suite() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(Suite::test_all(Builder)).unwrap();
+}
+
+/// P1: a start applies again what is committed and in no checkpoint. openraft gives back the log up to what it is told to be in one: a node
+/// that said it of all that it has applied, and died before its next checkpoint, could never start again.
+#[test]
+fn p1_what_a_start_applies_again_is_in_no_checkpoint() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (_store, mut state_machine) = Builder::starting(&SimDisk::new(1));
+    let at = log_id(LogPosition { term: Term(1), index: LogIndex(0) });
+    let again = Entry { log_id: at, payload: EntryPayload::Blank };
+    runtime.block_on(async {
+        state_machine.apply(futures_util::stream::iter([Ok((again, None))])).await.unwrap();
+        assert_eq!(state_machine.applied_state().await.unwrap().0, Some(at));
+        assert!(state_machine.get_current_snapshot().await.unwrap().is_none(), "there is no checkpoint");
+        state_machine.build_snapshot().await.unwrap();
+        state_machine.started().await.unwrap();
+        let snapshot = state_machine.get_current_snapshot().await.unwrap();
+        assert_eq!(snapshot.unwrap().meta.last_log_id, Some(at));
+    });
+}
+
+/// P9: what a checkpoint has was committed, also if the note of that is lost, which is written with the next batch: a node that takes it for
+/// perhaps not committed does not believe the others that a body of it was erased, and never starts.
+#[test]
+fn p9_what_a_checkpoint_has_is_committed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (disk, position) = (SimDisk::new(1), LogPosition { term: Term(1), index: LogIndex(0) });
+    let (store, mut state_machine) = Builder::starting(&disk);
+    let entry = Entry { log_id: log_id(position), payload: EntryPayload::Blank };
+    store.log.append(vec![entry_to_stored(entry.clone())], Box::new(|done| done.unwrap()));
+    runtime.block_on(async {
+        state_machine.apply(futures_util::stream::iter([Ok((entry, None))])).await.unwrap();
+        state_machine.build_snapshot().await.unwrap();
+    });
+    drop((store, state_machine));
+    let (store, _state_machine) = Builder::starting(&disk);
+    assert_eq!(store.log.committed(), Some(position));
 }

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, StreamExt};
@@ -14,6 +13,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{OwnedMutexGuard, oneshot, watch};
 
+use crate::blocking;
 use crate::codec::Tables;
 use crate::machine::{Delta, Machine, Steps, Whole};
 use crate::placement::Member;
@@ -49,8 +49,9 @@ pub(crate) struct StateMachine {
     /// Changed under the machine's lock only, so that rows and position agree.
     progress: Arc<Mutex<Progress>>,
     applied: watch::Sender<u64>,
-    /// While the node starts, openraft asks for the snapshot's position only.
-    starting: Arc<AtomicBool>,
+    /// While the node starts: the checkpoint from which it did. openraft asks for that position only, and gives back the log up to there;
+    /// what was applied again since is in no checkpoint yet.
+    starting: Arc<Mutex<Option<SnapshotMeta>>>,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,10 +75,13 @@ impl StateMachine {
             let tables: Tables = decode_large("tables", &found.tables).map_err(|e| e.to_string())?;
             progress.membership = tables.membership().map_err(|e| e.to_string())?;
             progress.applied = Some(crate::types::log_id(found.applied));
+            // It is noted with the next batch that an entry was committed: that note may be lost, and this one is not.
+            log.save_committed(log.committed().map_or(found.applied, |known| known.max(found.applied)));
             let reading = lock(&*machine).reading();
             let state = reading(&tables.machine)?;
             lock(&*machine).restore(state);
         }
+        let starting = Arc::new(Mutex::new(Some(Self::meta(&progress))));
         let next = progress.applied.map_or(0, |id| id.index() + 1);
         let (applied, watch) = watch::channel(next);
         let state_machine = StateMachine {
@@ -87,7 +91,7 @@ impl StateMachine {
             checkpointing: Arc::default(),
             progress: Arc::new(Mutex::new(progress)),
             applied,
-            starting: Arc::new(AtomicBool::new(true)),
+            starting,
         };
         Ok((state_machine, watch))
     }
@@ -99,7 +103,7 @@ impl StateMachine {
     pub(crate) async fn started(&self) -> Result<Started, io::Error> {
         let (_one, progress, whole) = self.whole().await;
         let needed = blocking(move || needed(whole.steps)).await?.map_err(io::Error::other)?;
-        self.starting.store(false, Ordering::Relaxed);
+        *lock(&self.starting) = None;
         let Some(applied) = progress.applied.as_ref().map(position) else { return Ok(Started::default()) };
         let erased = self.log.erase_all_but(&needed, applied.index);
         Ok(Started { erased, applied: Some(applied), needed })
@@ -199,10 +203,6 @@ fn needed(steps: Steps) -> Result<BTreeSet<LogIndex>, ReadError> {
         needed.extend(step?.bodies);
     }
     Ok(needed)
-}
-
-async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(what).await.map_err(io::Error::other)
 }
 
 /// A snapshot that is read part by part as it is sent. While it is there no checkpoint is completed.
@@ -324,8 +324,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        if self.starting.load(Ordering::Relaxed) {
-            let meta = Self::meta(&lock(&self.progress));
+        let starting = lock(&self.starting).clone();
+        if let Some(meta) = starting {
             return Ok(meta.last_log_id.map(|_| Snapshot { meta, snapshot: Manifest::None }));
         }
         // The state is read when there is somebody to send it to: openraft asks here before every attempt, also at a node that is
