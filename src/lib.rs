@@ -25,4 +25,6 @@ pub mod smtp;
 pub mod upgrade;
 
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tidy;

@@ -11,7 +11,7 @@ use crate::pki::{Authority, write_new};
 
 /// What to write.
 #[derive(Args, Clone, Debug)]
-pub(super) struct Options {
+pub(crate) struct Options {
     /// Where to write node-1.toml, node-2.toml ... and pki/
     pub dir: PathBuf,
     /// How many nodes, on this host
@@ -143,7 +143,7 @@ fn node_file(cluster: &str, datacenter: &str, own: &Planned, nodes: &[Planned], 
 ///
 /// # Errors
 /// If something is in the way or the options contradict each other.
-pub(super) fn run(options: &Options) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let nodes = plan(options)?;
     let pki = options.dir.join("pki");
     if Path::new(&pki).exists() {

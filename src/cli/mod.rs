@@ -1,6 +1,6 @@
 //! The command line. Exit status: 0 done, 1 failed, 2 usage, 3 outcome unknown.
 
-mod init;
+pub(crate) mod init;
 mod print;
 
 use std::io::Write;

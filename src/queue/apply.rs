@@ -60,7 +60,7 @@ pub(super) struct Pieces {
 pub struct Queue {
     pub(super) messages: Messages,
     pub(super) tables: Tables,
-    pub(super) piece_bytes: u64,
+    pub(crate) piece_bytes: u64,
     /// Set while this node leads: what changed, for its scheduler.
     journal: Option<Vec<Change>>,
     /// How far its scheduler has come in looking at the whole queue; `None` once it has seen all.

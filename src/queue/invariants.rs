@@ -21,7 +21,7 @@ impl Queue {
 
     /// All of it.
     #[cfg(test)]
-    pub(super) fn check(&self) {
+    pub(crate) fn check(&self) {
         use super::Totals;
         let mut seen = std::collections::BTreeSet::new();
         let pieces = self.tables.pieces.values().flat_map(|p| p.parts.values().map(|(index, _)| *index));

@@ -1,0 +1,145 @@
+//! Customers' servers: they take mail, put it off, refuse it for good, answer late, and go away between the end of the data and the
+//! reply. One of them is the senders' own, to which notices go.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use holdfast_cluster::net::{Listener, Stream};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::time::sleep;
+
+use super::mail::Ledger;
+use super::world::{Chance, World, lock};
+use crate::smtp::data::Decoder;
+
+/// Domains, each with a server of its own; the first is the senders'.
+pub(super) const DOMAINS: [&str; 3] = ["senders.test", "one.test", "two.test"];
+/// Users of each; nobody takes mail for the last.
+const USERS: [&str; 4] = ["ann", "bob", "cat", "nobody"];
+
+pub(super) fn address(host: u8) -> IpAddr {
+    IpAddr::from([10, 0, 2, host])
+}
+
+pub(super) fn addresses() -> impl Iterator<Item = IpAddr> {
+    (1..=DOMAINS.len() as u8).map(address)
+}
+
+/// One to four of the customers' users.
+pub(super) fn some_recipients(chance: &mut Chance) -> Vec<String> {
+    let mut recipients = std::collections::BTreeSet::new();
+    for _ in 0..1 + chance.below(4) {
+        // Few are for nobody.
+        let of = if chance.below(8) == 0 { USERS.len() } else { USERS.len() - 1 };
+        let user = USERS[chance.below(of as u64) as usize];
+        recipients.insert(format!("{user}@{}", DOMAINS[1 + chance.below(2) as usize]));
+    }
+    recipients.into_iter().collect()
+}
+
+/// Starts a customer's server, if it is down.
+pub(super) fn start(world: &mut World, address: IpAddr) {
+    let (seed, ledger) = (world.chance.next(), world.ledger.clone());
+    let host = world.others.get_mut(&address).expect("a customer");
+    if host.is_up() {
+        return;
+    }
+    host.start(seed, |_| async move {
+        let door = SocketAddr::from((address, 25)).to_string();
+        let Ok(listener) = Listener::bind(&door).await else { return };
+        let mut chance = Chance(seed);
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(BufReader::new(stream), Chance(chance.next()), ledger.clone()));
+        }
+    });
+}
+
+async fn say(c: &mut BufReader<Stream>, text: &str) -> Option<()> {
+    c.write_all(format!("{text}\r\n").as_bytes()).await.ok()
+}
+
+async fn serve(mut c: BufReader<Stream>, mut chance: Chance, ledger: Arc<Mutex<Ledger>>) -> Option<()> {
+    let ledger = || lock(&ledger);
+    let mut recipients: Vec<String> = Vec::new();
+    say(&mut c, "220 customer.test").await?;
+    loop {
+        let mut line = String::new();
+        if c.read_line(&mut line).await.ok()? == 0 {
+            return None;
+        }
+        let is_calm = ledger().is_over;
+        let word = line.get(..4).unwrap_or("").to_ascii_uppercase();
+        match word.as_str() {
+            "EHLO" => say(&mut c, "250-customer.test\r\n250-PIPELINING\r\n250 8BITMIME").await?,
+            "MAIL" | "RSET" => {
+                recipients.clear();
+                say(&mut c, "250 2.0.0 ok").await?;
+            }
+            "RCPT" => {
+                let recipient = line.split(['<', '>']).nth(1).unwrap_or("").to_owned();
+                if recipient.starts_with("nobody@") {
+                    say(&mut c, "550 5.1.1 no such user").await?;
+                } else if !is_calm && chance.below(20) == 0 {
+                    say(&mut c, "450 4.2.0 not now").await?;
+                } else {
+                    recipients.push(recipient);
+                    say(&mut c, "250 2.1.5 ok").await?;
+                }
+            }
+            "DATA" if recipients.is_empty() => say(&mut c, "503 5.5.1 for whom").await?,
+            "DATA" => {
+                say(&mut c, "354 go").await?;
+                let octets = data(&mut c).await?;
+                let choice = if is_calm { 99 } else { chance.below(100) };
+                if choice < 4 {
+                    say(&mut c, "451 4.3.0 not now").await?;
+                    continue;
+                }
+                if choice < 8 {
+                    sleep(chance.ms(100, 5000)).await;
+                }
+                let is_silent = (8..11).contains(&choice);
+                if is_silent {
+                    ledger().ambiguous += 1;
+                }
+                if choice != 8 {
+                    take(&mut ledger(), &recipients, &octets);
+                }
+                if is_silent {
+                    return None;
+                }
+                say(&mut c, "250 2.0.0 taken").await?;
+            }
+            "QUIT" => {
+                say(&mut c, "221 2.0.0 bye").await?;
+                return None;
+            }
+            _ => say(&mut c, "500 5.5.2 what").await?,
+        }
+    }
+}
+
+fn take(ledger: &mut Ledger, recipients: &[String], octets: &[u8]) {
+    for recipient in recipients {
+        let sender = recipient.strip_suffix("@senders.test").and_then(|user| user.strip_prefix('s'));
+        match sender.and_then(|number| number.parse().ok()) {
+            Some(number) => ledger.noticed(number, octets),
+            None => ledger.taken(std::slice::from_ref(recipient), octets),
+        }
+    }
+}
+
+async fn data(c: &mut BufReader<Stream>) -> Option<Vec<u8>> {
+    let (mut decoder, mut octets) = (Decoder::default(), Vec::new());
+    loop {
+        let buffer = c.fill_buf().await.ok()?;
+        if buffer.is_empty() {
+            return None;
+        }
+        let (done, used) = decoder.read(buffer, &mut octets);
+        c.consume(used);
+        if done {
+            return Some(octets);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A simulated machine: an address, a disk, and a process with an async runtime and threads of its own. The process lives in steps of
+//! simulated time; between two of them it may be killed, be stopped for a while, or lose power.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_cluster::net::sim::Net;
+use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::turns::Crew;
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+struct Process {
+    runtime: Option<Runtime>,
+    crew: Arc<Crew>,
+    disk: SimDisk,
+    /// Time that has passed for it while it did nothing.
+    behind: Duration,
+}
+
+/// A machine.
+pub(super) struct Host {
+    pub(super) address: IpAddr,
+    pub(super) disk: SimDisk,
+    net: Net,
+    process: Option<Process>,
+    /// Its process does nothing before this.
+    pub(super) stopped_until: Duration,
+}
+
+impl Host {
+    pub(super) fn new(address: IpAddr, net: &Net, disk: SimDisk) -> Host {
+        Host { address, disk, net: net.clone(), process: None, stopped_until: Duration::ZERO }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Starts a process; `main` gets the disk as it sees it.
+    pub(super) fn start<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        seed: u64,
+        main: impl FnOnce(SimDisk) -> F,
+    ) {
+        assert!(self.process.is_none(), "one process at a time");
+        tracing::info!(address = %self.address, "started");
+        self.net.back(self.address);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.expect("a runtime without I/O");
+        let pump = Arc::new(Notify::new());
+        let wake = pump.clone();
+        let clock = || tokio::time::Instant::now().into_std();
+        let crew = runtime.block_on(async { Crew::new(seed, clock, move || wake.notify_one()) });
+        let disk = self.disk.for_process();
+        let main = main(disk.clone());
+        let others = crew.clone();
+        runtime.spawn(async move {
+            loop {
+                others.run();
+                let due = others.next_due();
+                tokio::select! {
+                    biased;
+                    () = pump.notified() => {}
+                    () = async {
+                        match due {
+                            Some(due) => tokio::time::sleep_until(due.into()).await,
+                            None => std::future::pending().await,
+                        }
+                    } => {}
+                }
+            }
+        });
+        runtime.spawn(main);
+        self.process = Some(Process { runtime: Some(runtime), crew, disk, behind: Duration::ZERO });
+        self.stopped_until = Duration::ZERO;
+    }
+
+    /// The process does nothing for a while, as after SIGSTOP.
+    pub(super) fn stop_for(&mut self, now: Duration, how_long: Duration) {
+        if let Some(process) = &mut self.process {
+            let until = self.stopped_until.max(now) + how_long;
+            tracing::info!(address = %self.address, ?now, ?until, "stopped");
+            process.behind += until - self.stopped_until.max(now);
+            self.stopped_until = until;
+        }
+    }
+
+    /// Looks at the process from within, if it is one that could act now.
+    pub(super) fn within<T>(&self, now: Duration, look: impl FnOnce() -> T) -> Option<T> {
+        // Time that it has slept through comes to it before it does anything.
+        let is_awake = |process: &&Process| now >= self.stopped_until && process.behind.is_zero();
+        let process = self.process.as_ref().filter(is_awake)?;
+        let _entered = process.runtime.as_ref()?.enter();
+        Some(self.net.scope(self.address, || process.crew.scope(look)))
+    }
+
+    /// Lets the process live for a step of simulated time.
+    ///
+    /// # Errors
+    /// If one of its threads panicked.
+    pub(super) fn step(&mut self, now: Duration, step: Duration) -> Result<(), String> {
+        self.net.deliver(self.address, now);
+        let Some(process) = &mut self.process else { return Ok(()) };
+        if now < self.stopped_until {
+            return Ok(());
+        }
+        let behind = std::mem::take(&mut process.behind);
+        let _span = tracing::info_span!("host", address = %self.address, ?now).entered();
+        let (crew, runtime) = (process.crew.clone(), process.runtime.as_ref().expect("it is up"));
+        self.net.scope(self.address, || {
+            crew.scope(|| {
+                runtime.block_on(async {
+                    if !behind.is_zero() {
+                        tokio::time::advance(behind).await;
+                    }
+                    tokio::time::sleep(step).await;
+                });
+            });
+        });
+        let lag = crew.take_lag();
+        if !lag.is_zero() {
+            self.stop_for(now + step, lag);
+        }
+        match crew.panicked() {
+            Some(panic) => Err(format!("a thread of {} panicked: {panic}", self.address)),
+            None => Ok(()),
+        }
+    }
+
+    /// The process ends without another step. Without power the machine goes too, and what was not synced may.
+    pub(super) fn kill(&mut self, with_power: bool) {
+        let Some(mut process) = self.process.take() else { return };
+        tracing::info!(address = %self.address, with_power, "killed");
+        process.disk.fence();
+        process.crew.kill();
+        self.net.down(self.address, with_power);
+        let runtime = process.runtime.take();
+        self.net.scope(self.address, || process.crew.scope(|| drop(runtime)));
+        if !with_power {
+            self.disk.crash();
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill(true);
+    }
+}

@@ -1,0 +1,123 @@
+//! What was sent, what its senders were told, and what customers took: the judges' evidence. Messages are made from their number, so that
+//! octets can be compared without being kept.
+
+use std::collections::BTreeMap;
+
+use holdfast_storage::disk::sim::SimDisk;
+
+use super::world::Chance;
+
+/// Stands in each message with its number behind it, at the beginning and at the end.
+pub(super) const MARK: &str = "HFCANARY-";
+
+/// What a sender knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// The connection was lost before an answer, or it is still waited for.
+    Nothing,
+    /// 250.
+    Accepted,
+    /// 4yz or 5yz.
+    Refused,
+}
+
+/// A message.
+#[derive(Debug)]
+pub(super) struct Mail {
+    pub(super) told: Told,
+    /// By recipient: how often it was taken.
+    pub(super) taken: BTreeMap<String, u32>,
+    /// By recipient: how often the sender was told that it failed.
+    pub(super) noticed: BTreeMap<String, u32>,
+}
+
+/// All messages.
+pub(super) struct Ledger {
+    pub(super) mails: BTreeMap<u64, Mail>,
+    /// What must never be.
+    pub(super) wrong: Vec<String>,
+    /// Hand-offs whose reply was withheld or lost on purpose: each may cost a repetition.
+    pub(super) ambiguous: u64,
+    /// Nothing new is sent, and customers have no whims any more.
+    pub(super) is_over: bool,
+    disks: Vec<SimDisk>,
+}
+
+impl Ledger {
+    pub(super) fn new(disks: Vec<SimDisk>) -> Ledger {
+        Ledger { mails: BTreeMap::new(), wrong: Vec::new(), ambiguous: 0, is_over: false, disks }
+    }
+
+    /// A new message for some recipients.
+    pub(super) fn send(&mut self, recipients: &[String]) -> u64 {
+        let number = self.mails.len() as u64 + 1;
+        let none: BTreeMap<String, u32> = recipients.iter().map(|r| (r.clone(), 0)).collect();
+        self.mails.insert(number, Mail { told: Told::Nothing, taken: none.clone(), noticed: none });
+        number
+    }
+
+    /// Its sender was answered. At the moment of a 250 it is on two disks, whatever happens next, as long as somebody waits for it.
+    pub(super) fn answered(&mut self, number: u64, told: Told) {
+        let Some(mail) = self.mails.get_mut(&number) else { return };
+        mail.told = told;
+        let waits = mail.taken.iter().any(|(r, taken)| *taken == 0 && mail.noticed[r] == 0);
+        if told == Told::Accepted && waits {
+            let copies = self.disks.iter().filter(|disk| disk.has_mark(number)).count();
+            if copies < 2 {
+                self.wrong.push(format!("message {number} was acknowledged and is on {copies} disks"));
+            }
+        }
+    }
+
+    /// A customer has taken a message for recipients; `octets` are what it got.
+    pub(super) fn taken(&mut self, recipients: &[String], octets: &[u8]) {
+        let text = String::from_utf8_lossy(octets);
+        let numbers: Vec<&str> = text.split(MARK).skip(1).filter_map(|rest| rest.get(..16)).collect();
+        let number = numbers.first().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let Some((number, mail)) = number.and_then(|n| Some((n, self.mails.get_mut(&n)?))) else {
+            self.wrong.push(format!("a message that nobody sent came for {recipients:?}"));
+            return;
+        };
+        if !octets.ends_with(octets_of(number).as_bytes()) {
+            self.wrong.push(format!("message {number} came altered"));
+        }
+        for recipient in recipients {
+            match mail.taken.get_mut(recipient) {
+                Some(count) => *count += 1,
+                None => self.wrong.push(format!("message {number} came for {recipient}")),
+            }
+        }
+    }
+
+    /// A notice has come back to the sender of message `number`.
+    pub(super) fn noticed(&mut self, number: u64, octets: &[u8]) {
+        let text = String::from_utf8_lossy(octets);
+        let Some(mail) = self.mails.get_mut(&number) else {
+            self.wrong.push(format!("a notice about message {number}, which nobody sent"));
+            return;
+        };
+        for line in text.lines() {
+            let Some(recipient) = line.strip_prefix("Final-Recipient: rfc822; ") else { continue };
+            match mail.noticed.get_mut(recipient.trim()) {
+                Some(count) => *count += 1,
+                None => self.wrong.push(format!("a notice about {recipient} of message {number}")),
+            }
+        }
+    }
+}
+
+/// The octets of a message.
+pub(super) fn octets_of(number: u64) -> String {
+    let mut chance = Chance(number);
+    let lines = match chance.below(40) {
+        0 => 20_000,
+        1..4 => 2_000,
+        _ => 2 + chance.below(200),
+    };
+    let mark = format!("{MARK}{number:016x}");
+    let mut text = format!("From: s{number}@senders.test\r\nSubject: simulated\r\nX-Mark: {mark}\r\n\r\n");
+    for _ in 0..lines {
+        text.push_str(&format!(".{:016x}{:016x}\r\n", chance.next(), chance.next()));
+    }
+    text + &mark + "\r\n"
+}

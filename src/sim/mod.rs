@@ -1,0 +1,138 @@
+//! Simulation: whole nodes, with the product's own wiring, in one thread of one process. Disks, links, clocks, customers and clients are
+//! simulated; what time it is and who goes on is decided by one seed. A run has a time of faults and a time of healing, after which all
+//! must be well; see [`judge`] for what that means.
+//!
+//! What it is made of: a [`host::Host`] is a machine with a disk, on which a process runs, is killed, stopped or loses power; a
+//! [`world::World`] is some of those and the network between them, and moves time on; [`relay`] is the process that is a node;
+//! [`mail`] keeps what clients sent and were told and what customers took; [`clients`] and [`customers`] are those; [`nemesis`]
+//! breaks things.
+#![expect(clippy::disallowed_methods, reason = "the test reads its environment and runs itself")]
+
+mod clients;
+mod customers;
+mod host;
+mod judge;
+mod mail;
+mod nemesis;
+mod relay;
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use world::World;
+
+use crate::clock;
+
+/// How a run is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    seed: u64,
+    /// Simulated time with faults.
+    faults: Duration,
+}
+
+/// Runs a seed to its end.
+fn run(plan: Plan) -> Result<judge::Summary, String> {
+    let began = Instant::now();
+    let mut world = World::new(plan.seed);
+    world.boot_all();
+    world.wait_until(Duration::from_secs(60), "a leader and routes", relay::is_ready)?;
+    clients::start(&mut world);
+    nemesis::torment(&mut world, plan.faults)?;
+    clients::stop(&world);
+    world.heal();
+    world.wait_until(Duration::from_secs(900), "an empty queue everywhere", judge::is_settled)?;
+    // What was settled last is erased.
+    world.go_on(Duration::from_secs(15))?;
+    let summary = judge::judge(&world)?;
+    Ok(summary.took(world.now(), began.elapsed(), world.trace()))
+}
+
+/// Runs a seed on a thread of its own: all that is random there follows from the seed.
+fn run_alone(plan: Plan) -> Result<judge::Summary, String> {
+    let run = move || {
+        holdfast_seeded::follow(plan.seed);
+        run(plan)
+    };
+    std::thread::spawn(run).join().unwrap_or_else(|_| Err("it panicked".into()))
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs a seed in a process of its own. Whether all was well, and what it said of the seed.
+fn run_apart(seed: u64, faults: Duration) -> (bool, String) {
+    let ran = std::process::Command::new(std::env::current_exe().expect("this is a program"))
+        .args(["--nocapture", "--exact", "sim::p1_whatever_is_broken_no_mail_is_lost"])
+        .env("HOLDFAST_SEED", seed.to_string())
+        .env("HOLDFAST_SECONDS", faults.as_secs().to_string())
+        .output()
+        .expect("it starts once more");
+    let text = String::from_utf8_lossy(&ran.stdout) + String::from_utf8_lossy(&ran.stderr);
+    let own = text.find("seed ").map_or(&*text, |at| &text[at..]);
+    let lines: Vec<&str> = own.lines().take(if ran.status.success() { 1 } else { 3 }).collect();
+    (ran.status.success(), lines.join("\n"))
+}
+
+/// Runs seeds on all cores. How many of them were not well.
+fn run_seeds(seeds: std::ops::Range<u64>, faults: Duration) -> u64 {
+    let (next, bad) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let (is_well, said) = run_apart(seed, faults);
+                    println!("{said}");
+                    bad.fetch_add(u64::from(!is_well), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    bad.into_inner()
+}
+
+/// P1, P2, P3, P6 and P7 of whole nodes, whatever breaks. `HOLDFAST_SEEDS` is how many seeds are run, `HOLDFAST_SEED` is one alone,
+/// `HOLDFAST_SECONDS` how long faults last in each.
+#[test]
+fn p1_whatever_is_broken_no_mail_is_lost() {
+    let faults = Duration::from_secs(number("HOLDFAST_SECONDS").unwrap_or(60));
+    let Some(seed) = number("HOLDFAST_SEED") else {
+        // New ones each day, so that time finds what today does not.
+        let days = clock::unix_s() / 86_400;
+        let first = days * 1_000_000;
+        let seeds = number("HOLDFAST_SEEDS").unwrap_or(12);
+        assert_eq!(run_seeds(first..first + seeds, faults), 0, "seeds that were not well: see above");
+        return;
+    };
+    if std::env::var_os("HOLDFAST_SIM_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_env("HOLDFAST_SIM_LOG");
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+    }
+    match run_alone(Plan { seed, faults }) {
+        Ok(summary) => println!("seed {seed}: {summary}"),
+        Err(why) => panic!(
+            "seed {seed}: {why}\nagain: HOLDFAST_SEED={seed} HOLDFAST_SECONDS={} cargo nextest run --no-capture -p holdfast \
+             -E 'test(p1_whatever_is_broken)'",
+            faults.as_secs()
+        ),
+    }
+}
+
+/// What a seed does it does again: whoever looks for a failure's cause sees it as often as he likes.
+#[test]
+fn a_seed_is_a_schedule() {
+    let run = || {
+        let (is_well, said) = run_apart(7, Duration::from_secs(15));
+        assert!(is_well, "{said}");
+        let trace = said.split("trace ").nth(1).and_then(|rest| rest.get(..16)).map(str::to_owned);
+        trace.expect("it tells its trace")
+    };
+    assert_eq!(run(), run());
+}

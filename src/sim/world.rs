@@ -1,0 +1,225 @@
+//! Hosts, what is between them, and simulated time.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use holdfast_cluster::net::sim::{Link, Net};
+use holdfast_storage::Keyring;
+use holdfast_storage::disk::sim::SimDisk;
+use holdfast_storage::index::sim::SimShelf;
+
+use super::host::Host;
+use super::judge::Watch;
+use super::mail::{Ledger, MARK};
+use super::relay::{self, Files, NODES, Running, Shown};
+use super::{clients, customers};
+
+/// Simulated time moves on in steps of this.
+const STEP: Duration = Duration::from_millis(1);
+
+/// Numbers that look random. SplitMix64 (Steele et al., OOPSLA'14).
+#[derive(Clone)]
+pub(super) struct Chance(pub(super) u64);
+
+impl Chance {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `bound`.
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// From `least` to `most`, milliseconds.
+    pub(super) fn ms(&mut self, least: u64, most: u64) -> Duration {
+        Duration::from_millis(least + self.below(most - least + 1))
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everything.
+pub(super) struct World {
+    pub(super) net: Net,
+    pub(super) nodes: BTreeMap<u64, Host>,
+    /// Clients and customers.
+    pub(super) others: BTreeMap<IpAddr, Host>,
+    pub(super) shelves: BTreeMap<u64, SimShelf>,
+    pub(super) shown: BTreeMap<u64, Shown>,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
+    pub(super) chance: Chance,
+    watch: Watch,
+    files: Files,
+    now: Duration,
+    trace: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> World {
+        let mut chance = Chance(seed);
+        let delay = (Duration::from_micros(200), Duration::from_millis(1 + chance.below(5)));
+        let net = Net::new(chance.next(), Link { delay, loses: 0 });
+        let mut nodes = BTreeMap::new();
+        for id in 1..=NODES {
+            let disk = SimDisk::new(chance.next());
+            disk.watch(MARK.as_bytes());
+            disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(1 + chance.below(10)));
+            nodes.insert(id, Host::new(relay::address(id), &net, disk));
+        }
+        let others = customers::addresses().chain([clients::address()]);
+        let others = others.map(|a| (a, Host::new(a, &net, SimDisk::new(0)))).collect();
+        let disks = nodes.values().map(|node: &Host| node.disk.clone()).collect();
+        World {
+            net,
+            nodes,
+            others,
+            shelves: (1..=NODES).map(|id| (id, SimShelf::default())).collect(),
+            shown: BTreeMap::new(),
+            ledger: Arc::new(Mutex::new(Ledger::new(disks))),
+            chance,
+            watch: Watch::default(),
+            files: Files::new(),
+            now: Duration::ZERO,
+            trace: 0,
+        }
+    }
+
+    /// What happened so far, in a number.
+    pub(super) fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Starts a node that is down.
+    pub(super) fn boot(&mut self, id: u64) {
+        let shown: Shown = Arc::default();
+        self.shown.insert(id, shown.clone());
+        let (files, shelf, seed) = (&self.files, self.shelves[&id].clone(), self.chance.next());
+        let host = self.nodes.get_mut(&id).expect("a node");
+        host.start(seed, |disk| files.main(id, disk, shelf, shown));
+    }
+
+    /// Starts every node and every customer.
+    pub(super) fn boot_all(&mut self) {
+        for id in 1..=NODES {
+            if !self.nodes[&id].is_up() {
+                self.boot(id);
+            }
+        }
+        for address in customers::addresses() {
+            customers::start(self, address);
+        }
+    }
+
+    /// Nothing is broken any more.
+    pub(super) fn heal(&mut self) {
+        self.net.mend();
+        for node in self.nodes.values_mut() {
+            node.stopped_until = node.stopped_until.min(self.now + Duration::from_secs(10));
+            node.disk.heal();
+            node.disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(2));
+        }
+        self.boot_all();
+    }
+
+    /// A node's process is killed.
+    pub(super) fn kill(&mut self, id: u64, with_power: bool) {
+        self.shown.remove(&id);
+        self.nodes.get_mut(&id).expect("a node").kill(with_power);
+    }
+
+    /// Nodes that serve.
+    pub(super) fn running(&self) -> BTreeMap<u64, Running> {
+        let running = self.shown.iter().filter_map(|(id, shown)| {
+            let seen = lock(shown);
+            Some((*id, seen.running.clone()?))
+        });
+        running.collect()
+    }
+
+    /// One step of time.
+    pub(super) fn step(&mut self) -> Result<(), String> {
+        for node in self.nodes.values_mut().chain(self.others.values_mut()) {
+            node.step(self.now, STEP)?;
+        }
+        self.now += STEP;
+        for (id, shown) in &self.shown {
+            let seen = lock(shown);
+            if let Some(why) = &seen.ended {
+                if let Some(dir) = std::env::var_os("HOLDFAST_SIM_DUMP") {
+                    self.dump(*id, std::path::Path::new(&dir));
+                }
+                return Err(format!("node {id} ended at {:?}: {why}", self.now));
+            }
+        }
+        self.watch.look(&self.shown, &self.nodes, self.now)?;
+        if self.now.as_millis().is_multiple_of(100) {
+            let applied = self.running().into_iter().map(|(id, node)| (id, *node.cluster.applied().borrow()));
+            let applied: Vec<(u64, u64)> = applied.collect();
+            let mails = lock(&self.ledger).mails.len();
+            let seen = format!("{} {applied:?} {mails}", self.trace);
+            self.trace = Chance(u64::from(crc32fast::hash(seen.as_bytes()))).next();
+            if std::env::var_os("HOLDFAST_SIM_TRACE").is_some() {
+                println!("{:?} {seen}", self.now);
+            }
+        }
+        let ledger = lock(&self.ledger);
+        match ledger.wrong.first() {
+            Some(wrong) => Err(format!("at {:?}: {wrong}", self.now)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what a node's log holds to a file, for whoever looks for a failure's cause.
+    pub(super) fn dump(&self, id: u64, dir: &std::path::Path) {
+        let mut text = String::new();
+        let mut each = |line| text += &format!("{line:?}\n");
+        let dumped = holdfast_storage::log::dump::dump(&self.nodes[&id].disk, &Keyring::default(), &mut each);
+        text += &format!("{dumped:?}\n");
+        std::fs::write(dir.join(format!("node-{id}.dump")), text).unwrap();
+    }
+
+    pub(super) fn go_on(&mut self, how_long: Duration) -> Result<(), String> {
+        let until = self.now + how_long;
+        while self.now < until {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until something is so.
+    pub(super) fn wait_until(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        is_so: impl Fn(&World) -> bool,
+    ) -> Result<(), String> {
+        let until = self.now + patience;
+        while self.now < until {
+            self.go_on(Duration::from_millis(100))?;
+            if is_so(self) {
+                return Ok(());
+            }
+        }
+        Err(format!("within {patience:?} there was not {what}: {}", super::judge::standing(self)))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // What belongs to a process must go before it does.
+        self.shown.clear();
+    }
+}
