@@ -1,5 +1,5 @@
 //! The `Net` edge: TCP, for peers, clients and destinations alike; with the feature `sim`, within a simulated host, the simulated network
-//! of its world ([`sim`]).
+//! of its world (`net::sim`).
 #![expect(clippy::disallowed_methods, reason = "this is the Net edge")]
 
 #[cfg(feature = "sim")]
