@@ -552,7 +552,7 @@ mod tests {
         for ms in 0..2000 {
             prepare(&net, ms);
             [client, server].into_iter().for_each(|host| net.deliver(host, MS * ms as u32));
-            runtime.block_on(tokio::time::sleep(MS));
+            runtime.block_on(async { tokio::time::sleep(MS).await });
             if let Some(octets) = arrived.lock().unwrap().take() {
                 assert_eq!(octets, [[7; 100_000], [8; 100_000]].concat());
                 return Some(ms);
@@ -578,13 +578,15 @@ mod tests {
             }
         });
         assert!(other_way.unwrap() < 25, "the other way is open");
-        assert_eq!(
-            sent(|net, ms| if ms == 12 {
-                net.down(client, true)
-            }),
-            None,
-            "it was reset"
-        );
+        let killed = |when| {
+            sent(move |net, ms| {
+                if ms == when {
+                    net.down(client, true)
+                }
+            })
+        };
+        assert_eq!(killed(8), None, "it was reset before anything was sent");
+        assert_eq!(killed(12), Some(15), "what a process has sent arrives though it ends");
         assert_eq!(
             sent(|net, ms| if ms == 12 {
                 net.down(client, false)
