@@ -68,6 +68,16 @@ pub(crate) fn read_maillogs(nodes: &Nodes, epoch: std::time::SystemTime, record:
     }
 }
 
+/// What nodes wrote of threads that panicked.
+pub(crate) fn panics(nodes: &Nodes) -> Vec<What> {
+    let of = |node| {
+        let text = nodes.stderr(node);
+        let lines = text.lines().filter(|line| line.contains("panicked at")).map(str::to_string);
+        lines.map(|what| What::Panicked { node, what }).collect::<Vec<_>>()
+    };
+    (1..=3).flat_map(of).collect()
+}
+
 /// A line `TIME HOST NAME/SERVICE[N]: ID: durable, nodes=1+3, power=A+C, network=1+3, ...` or `... ID: erased, lag=0.8`; when it was
 /// written, in milliseconds since 1970.
 fn custody_line(node: u64, line: &str) -> Option<(i64, What)> {

@@ -91,6 +91,9 @@ pub struct Sample {
     pub erase_backlog: Option<u64>,
     /// Resident octets of each node's process, by its id.
     pub resident: Vec<(u64, u64)>,
+    /// The most that they were since its start.
+    #[serde(default)]
+    pub peak: Vec<(u64, u64)>,
 }
 
 /// A line of a node's mail log about a message's custody.
@@ -150,6 +153,13 @@ pub enum What {
         node: u64,
         /// Its exit status.
         status: Option<i32>,
+    },
+    /// A node's process wrote to standard error that a thread of it panicked.
+    Panicked {
+        /// The node.
+        node: u64,
+        /// What it wrote.
+        what: String,
     },
     /// Everything was mended, and so many milliseconds later all nodes were well; none if they never were.
     Healed {

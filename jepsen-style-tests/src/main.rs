@@ -165,6 +165,8 @@ fn one(workload: Workload, nemeses: &[Nemesis], seconds: u64, seed: u64, dir: &P
     let names = nemeses.iter().map(|nemesis| nemesis.name.to_string()).collect();
     let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed };
     let folder = dir.join(format!("{}-{seed}", workload.name));
+    // One of the same seed is another run: what was said of that is not said of this.
+    ["verdict.json", "report.html"].iter().for_each(|name| drop(std::fs::remove_file(folder.join(name))));
     let history = run::run(&options, workload, nemeses, &folder);
     let status = conclude(&options, &history, &folder);
     (status, verdict::judge(&history, &options.nemeses))

@@ -159,6 +159,8 @@ pub struct Broken {
     pub down: Vec<u64>,
     /// What was done, for people.
     pub what: String,
+    /// Nodes that were told to end, and their exit status.
+    pub ended: Vec<(u64, Option<i32>)>,
 }
 
 /// What there is to break.
@@ -195,7 +197,8 @@ impl Nemesis {
             Whom::All => Some(all.to_vec()),
         };
         let broken = |nodes: &[u64], down: &[u64], what: String| {
-            Some(Broken { harm: self.harm, nodes: nodes.into(), down: down.into(), what })
+            let ended = Vec::new();
+            Some(Broken { harm: self.harm, nodes: nodes.into(), down: down.into(), what, ended })
         };
         match self.harm {
             Harm::Kill(whom) => {
@@ -210,8 +213,9 @@ impl Nemesis {
             }
             Harm::Restart => {
                 let victim = *random.pick(&all);
-                nodes.stop(victim);
-                broken(&[victim], &[victim], format!("ended {victim}"))
+                let status = nodes.stop(victim);
+                let broken = broken(&[victim], &[victim], format!("ended {victim}"))?;
+                Some(Broken { ended: vec![(victim, status)], ..broken })
             }
             Harm::Transfer => {
                 let to = random.pick(&followers).to_string();
@@ -221,29 +225,26 @@ impl Nemesis {
             }
             Harm::Isolate(whom) => {
                 let victims = choose(whom)?;
-                let hosts = world.hosts?;
-                for victim in &victims {
-                    for other in all.iter().filter(|id| *id != victim) {
-                        hosts.cut(*victim, *other).and_then(|()| hosts.cut(*other, *victim)).ok()?;
-                    }
-                }
+                let others = |victim: u64| all.into_iter().filter(move |id| *id != victim);
+                let pairs = victims.iter().flat_map(|v| others(*v).flat_map(|o| [(*v, o), (o, *v)]));
+                cut(world.hosts?, &pairs.collect::<Vec<_>>())?;
                 broken(&victims, &victims, format!("cut off {victims:?}"))
             }
             Harm::Bridge => {
                 let (a, b) = (followers[0], *followers.get(1)?);
                 // The leader is the bridge, or is cut off from one of the two.
                 let (a, b) = if random.percent(50) { (a, b) } else { (leader?, b) };
-                let hosts = world.hosts?;
-                hosts.cut(a, b).and_then(|()| hosts.cut(b, a)).ok()?;
+                cut(world.hosts?, &[(a, b), (b, a)])?;
                 broken(&[a, b], &[], format!("no way between {a} and {b}"))
             }
             Harm::OneWay => {
                 let (from, to) = (leader?, *random.pick(&followers));
-                world.hosts?.cut(from, to).ok()?;
+                cut(world.hosts?, &[(from, to)])?;
                 broken(&[from, to], &[], format!("{to} does not hear {from}"))
             }
             Harm::Lose => {
-                world.hosts?.lose(10).ok()?;
+                let hosts = world.hosts?;
+                hosts.lose(10).map_err(|_| mend(hosts)).ok()?;
                 broken(&all, &[], "a tenth of all packets is lost".into())
             }
             Harm::FlipBits => {
@@ -286,8 +287,7 @@ impl Broken {
             }
             Harm::Pause(_) => self.nodes.iter().for_each(|id| world.nodes.pause(*id, false)),
             Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose => {
-                let mended = world.hosts.map(Hosts::mend);
-                assert!(mended.is_some_and(|mended| mended.is_ok()), "the links cannot be mended");
+                world.hosts.into_iter().for_each(mend);
             }
             Harm::FillDisk => {
                 (1..=3).for_each(|id| drop(std::fs::remove_file(filler(world.nodes, id))));
@@ -296,6 +296,16 @@ impl Broken {
             Harm::Transfer => {}
         }
     }
+}
+
+/// Cuts links, all or none.
+fn cut(hosts: &Hosts, links: &[(u64, u64)]) -> Option<()> {
+    let all = links.iter().try_for_each(|(from, to)| hosts.cut(*from, *to));
+    all.map_err(|_| mend(hosts)).ok()
+}
+
+fn mend(hosts: &Hosts) {
+    assert!(hosts.mend().is_ok(), "the links cannot be mended");
 }
 
 fn filler(nodes: &Nodes, id: u64) -> PathBuf {

@@ -9,7 +9,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::hosts::Hosts;
-use crate::tools::wait_for;
+use crate::tools::{wait_for, waited};
+
+/// A node that is told to end does so within this time.
+pub const END_WITHIN: Duration = Duration::from_secs(40);
 
 /// The product's binary, built beside this test.
 ///
@@ -198,10 +201,13 @@ impl Nodes {
         }
     }
 
-    /// SIGTERM, and waits for the end; the exit status.
+    /// SIGTERM, and waits for the end; the exit status. None if a signal ended it: SIGKILL does when it takes longer than [`END_WITHIN`].
     pub fn stop(&mut self, id: u64) -> Option<i32> {
         let mut child = self.running.remove(&id)?;
         drop(Command::new("kill").arg(child.id().to_string()).status());
+        if !waited(END_WITHIN, || !matches!(child.try_wait(), Ok(None))) {
+            drop(child.kill());
+        }
         child.wait().ok()?.code()
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::checkers::ERASE_WITHIN;
 use crate::customer::Customer;
-use crate::evidence::{canaries, left, read_maillogs};
+use crate::evidence::{canaries, left, panics, read_maillogs};
 use crate::folder::{Options, keep};
 use crate::history::{Fault, History, What};
 use crate::hosts::{self, Hosts};
@@ -15,6 +15,7 @@ use crate::nemesis::{DISK_MIB, Needs, Nemesis, World};
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
+use crate::sender::{Client, message};
 use crate::tools::{lock, waited};
 use crate::watcher::Watcher;
 use crate::workload::{Senders, Workload};
@@ -24,7 +25,9 @@ const WARM_UP: Duration = Duration::from_secs(3);
 /// How long all nodes may take to be well after everything was mended.
 const HEAL: Duration = Duration::from_secs(60);
 /// How long the queue may take to drain after that.
-const DRAIN: Duration = Duration::from_secs(180);
+const DRAIN: Duration = Duration::from_secs(120);
+/// Tries of a nemesis that finds nothing to break.
+const TRIES: u32 = 20;
 
 /// Runs it, and keeps history, options and the nodes' logs in `folder`.
 ///
@@ -56,20 +59,14 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let senders = Senders::start(workload, &addresses, &mut random, &record);
     let until = Instant::now() + WARM_UP + Duration::from_secs(options.seconds);
     std::thread::sleep(WARM_UP);
-    let mut number = 0;
-    while Instant::now() < until && !nemeses.is_empty() {
-        number += 1;
-        torment(
-            random.pick(nemeses),
-            number,
-            &nodes,
-            hosts.as_ref(),
-            &customers.0,
-            &watcher,
-            &mut random,
-            &record,
-        );
-    }
+    let stage = Stage {
+        nodes: &nodes,
+        hosts: hosts.as_ref(),
+        customer: &customers.0,
+        watcher: &watcher,
+        record: &record,
+    };
+    stage.torment(nemeses, until, &mut random);
     std::thread::sleep(until.saturating_duration_since(Instant::now()));
     senders.stop();
     eprintln!("{} acknowledged; everything is mended now, and the rest delivered", record.acknowledged());
@@ -77,6 +74,9 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let healing = Instant::now();
     let is_well = waited(HEAL, || watcher.is_well());
     record.note(What::Healed { took: is_well.then(|| healing.elapsed().as_millis() as u64) });
+    for (node, address) in &addresses {
+        probe(*node, address, &record);
+    }
     let is_empty = || watcher.status().is_some_and(|s| s["queue"]["messages"] == 0);
     waited(DRAIN, is_empty);
     // The last copy may still be on its way from the customer's thread.
@@ -96,6 +96,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     }
     watcher.stop();
     read_maillogs(&lock(&nodes), epoch, &record);
+    panics(&lock(&nodes)).into_iter().for_each(|what| record.note(what));
     let history = History { events: record.finish() };
     keep(folder, options, &history, &lock(&nodes));
     if nemeses.iter().any(|nemesis| nemesis.needs == Needs::SmallDisks) {
@@ -105,51 +106,86 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     history
 }
 
-/// Breaks something for a while, mends it, and waits until the cluster is well.
-#[expect(clippy::too_many_arguments, reason = "all there is")]
-fn torment(
-    nemesis: &Nemesis,
-    number: u64,
-    nodes: &Mutex<Nodes>,
-    hosts: Option<&Hosts>,
-    customer: &Customer,
-    watcher: &Watcher,
-    random: &mut Random,
-    record: &Record,
-) {
-    let leader = watcher.status().and_then(|s| s["leader"].as_u64());
-    // Clients that see the first of it are to find the fault in the history.
-    let began = Instant::now();
-    watcher.expect_ends(true);
-    let begun = {
-        let mut nodes = lock(nodes);
-        let mut world = World { nodes: &mut nodes, hosts, customer, leader };
-        nemesis.begin(&mut world, random)
-    };
-    let Some(broken) = begun else {
+/// Name of a message by which a node is asked, when all is mended, whether it takes mail; the node's id follows.
+pub const PROBE: &str = "probe";
+
+fn probe(node: u64, address: &str, record: &Record) {
+    let name = format!("{PROBE}{node}");
+    let began = record.now();
+    let Ok(mut client) = Client::connect(node, address) else { return };
+    let sent = client.transact(&name, &["r"], &message(&name, 2_000));
+    record.note(What::Sent { began, dot: None, sent });
+}
+
+/// What a nemesis works on, and who looks on.
+struct Stage<'a> {
+    nodes: &'a Mutex<Nodes>,
+    hosts: Option<&'a Hosts>,
+    customer: &'a Customer,
+    watcher: &'a Watcher,
+    record: &'a Record,
+}
+
+impl Stage<'_> {
+    /// One nemesis after the other, each of them once before any comes again, until the time is over and each was there.
+    fn torment(&self, nemeses: &[Nemesis], until: Instant, random: &mut Random) {
+        let mut number = 0;
+        let mut is_first = true;
+        while !nemeses.is_empty() && (is_first || Instant::now() < until) {
+            let mut waiting: Vec<&Nemesis> = nemeses.iter().collect();
+            while !waiting.is_empty() && (is_first || Instant::now() < until) {
+                let nemesis = waiting.remove(random.within(0, waiting.len() as u64) as usize);
+                number += 1;
+                for _ in 0..TRIES {
+                    if self.once(nemesis, number, random) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+            is_first = false;
+        }
+    }
+
+    /// Breaks something for a while, mends it, and waits until the cluster is well. False if there was nothing to break.
+    fn once(&self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
+        let Stage { hosts, customer, watcher, record, .. } = *self;
+        let leader = watcher.status().and_then(|s| s["leader"].as_u64());
+        // Clients that see the first of it are to find the fault in the history.
+        let began = Instant::now();
+        watcher.expect_ends(true);
+        let begun = {
+            let mut nodes = lock(self.nodes);
+            nemesis.begin(&mut World { nodes: &mut nodes, hosts, customer, leader }, random)
+        };
+        let Some(broken) = begun else {
+            watcher.expect_ends(false);
+            return false;
+        };
+        eprintln!("{:>7} ms  {}: {}", record.at(began), nemesis.name, broken.what);
+        let fault = |begins| {
+            let (nodes, what) = (broken.nodes.clone(), broken.what.clone());
+            What::Fault(Fault { number, nemesis: nemesis.name.into(), begins, nodes, what })
+        };
+        record.note_at(began, fault(true));
+        record.note(What::Away { nodes: broken.down.clone() });
+        for (node, status) in broken.ended.iter().filter(|(_, status)| *status != Some(0)) {
+            record.note(What::Ended { node: *node, status: *status });
+        }
+        std::thread::sleep(nemesis.lasts(random));
+        record.note(What::Away { nodes: Vec::new() });
+        {
+            let mut nodes = lock(self.nodes);
+            broken.end(&mut World { nodes: &mut nodes, hosts, customer, leader });
+        }
         watcher.expect_ends(false);
-        std::thread::sleep(Duration::from_millis(200));
-        return;
-    };
-    eprintln!("{:>7} ms  {}: {}", record.at(began), nemesis.name, broken.what);
-    let fault = |begins| {
-        let (nodes, what) = (broken.nodes.clone(), broken.what.clone());
-        What::Fault(Fault { number, nemesis: nemesis.name.into(), begins, nodes, what })
-    };
-    record.note_at(began, fault(true));
-    record.note(What::Away { nodes: broken.down.clone() });
-    std::thread::sleep(nemesis.lasts(random));
-    record.note(What::Away { nodes: Vec::new() });
-    {
-        let mut nodes = lock(nodes);
-        broken.end(&mut World { nodes: &mut nodes, hosts, customer, leader });
+        if !waited(HEAL, || watcher.is_well()) {
+            record.note(What::Healed { took: None });
+        }
+        record.note(fault(false));
+        std::thread::sleep(Duration::from_millis(random.within(300, 3_000)));
+        true
     }
-    watcher.expect_ends(false);
-    if !waited(HEAL, || watcher.is_well()) {
-        record.note(What::Healed { took: None });
-    }
-    record.note(fault(false));
-    std::thread::sleep(Duration::from_millis(random.within(300, 3_000)));
 }
 
 /// Nemeses that can be had here.

@@ -49,8 +49,10 @@ impl Client {
         if greeting != 220 {
             return Err(std::io::Error::other(format!("greeted with {greeting}")));
         }
-        client.say("EHLO client.test.example\r\n")?;
-        Ok(client)
+        match client.say("EHLO client.test.example\r\n")? {
+            250 => Ok(client),
+            code => Err(std::io::Error::other(format!("EHLO was answered with {code}"))),
+        }
     }
 
     /// Sends octets and reads one reply's code.

@@ -1,9 +1,12 @@
 //! What is to be said of a run: whether a promise was broken, and if not, whether enough happened for that to mean something.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::{Offence, offences};
-use crate::history::{History, Outcome, What, Window};
+use crate::history::{History, Outcome, Sent, What, Window};
+use crate::run::PROBE;
 
 /// How long after its mending a fault still counts as happening, in milliseconds: its consequences come to light.
 const AFTERMATH: u64 = 15_000;
@@ -87,7 +90,7 @@ pub fn judge(history: &History, nemeses: &[String]) -> Judgement {
 
 /// From each time that the leader was killed to the next 250 of a message that was begun afterwards or was open.
 fn until_next_250(history: &History) -> Vec<u64> {
-    let oks: Vec<u64> = history.sent().filter(|(_, s)| s.outcome == Outcome::Ok).map(|(at, _)| at).collect();
+    let oks: Vec<u64> = oks_of(history, "").collect();
     let kills = history.windows().into_iter().filter(|w| w.fault.nemesis == "kill-leader");
     let mut times: Vec<u64> = kills
         .filter_map(|w| oks.get(oks.partition_point(|at| *at <= w.from)).map(|at| at - w.from))
@@ -99,7 +102,7 @@ fn until_next_250(history: &History) -> Vec<u64> {
 fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
     let mut conditions = Vec::new();
     let mut expect = |what: String, is_met| conditions.push(Condition { what, is_met });
-    let oks: Vec<u64> = history.sent().filter(|(_, s)| s.outcome == Outcome::Ok).map(|(at, _)| at).collect();
+    let oks: Vec<u64> = oks_of(history, "").collect();
     expect("messages were acknowledged".into(), !oks.is_empty());
     let left = history.events.iter().find_map(|event| match &event.what {
         What::Left { names } => Some(names.len()),
@@ -110,15 +113,14 @@ fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
     expect("the files of all nodes were searched for what was erased".into(), searched == 3);
     let custody = history.events.iter().any(|event| matches!(event.what, What::Custody(_)));
     expect("the nodes' logs said who holds each message".into(), custody);
+    let probed = |node: u64| oks_of(history, &format!("{PROBE}{node}")).next().is_some();
+    expect("each node took mail when all was mended".into(), (1..=3).all(probed));
     let windows = history.windows();
-    if !nemeses.is_empty() {
-        expect("something was broken".into(), !windows.is_empty());
-    }
-    let mut names: Vec<&str> = windows.iter().map(|w| w.fault.nemesis.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
+    let mut names: BTreeSet<&str> = windows.iter().map(|w| w.fault.nemesis.as_str()).collect();
+    names.extend(nemeses.iter().map(String::as_str));
     for name in names {
         let of_it: Vec<&Window> = windows.iter().filter(|w| w.fault.nemesis == name).collect();
+        expect(format!("{name} was there"), !of_it.is_empty());
         let during = of_it.iter().any(|w| oks.iter().any(|at| (w.from..w.to + AFTERMATH).contains(at)));
         expect(format!("mail was acknowledged during or after {name}"), during);
         if ["kill-leader", "pause-leader", "isolate-leader", "transfer"].contains(&name) {
@@ -129,15 +131,24 @@ fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
     conditions
 }
 
-/// Whether another node is seen to lead after a fault began than before.
+/// When messages whose names begin like this were acknowledged.
+fn oks_of<'a>(history: &'a History, name: &str) -> impl Iterator<Item = u64> + use<'a> {
+    let name = name.to_string();
+    let is_it = move |sent: &Sent| sent.outcome == Outcome::Ok && sent.name.starts_with(&name);
+    history.sent().filter(move |(_, sent)| is_it(sent)).map(|(at, _)| at)
+}
+
+/// Whether another node is seen to lead after a fault began than before, and before the next fault began.
 fn has_new_leader(history: &History, window: &Window) -> bool {
+    let next = history.windows().iter().map(|w| w.from).filter(|from| *from > window.from).min();
+    let until = next.unwrap_or(u64::MAX).min(window.to + AFTERMATH);
     let mut before = None;
     for event in &history.events {
         let What::Sample(sample) = &event.what else { continue };
         let Some(leader) = sample.leader else { continue };
         if event.at <= window.from {
             before = Some(leader);
-        } else if event.at <= window.to + AFTERMATH && before.is_some_and(|before| before != leader) {
+        } else if event.at <= until && before.is_some_and(|before| before != leader) {
             return true;
         }
     }
@@ -158,7 +169,7 @@ mod tests {
         let mut events = vec![
             (10, lead(1)),
             (20, forged::fault(1, true, &[1])),
-            (30, What::Custody(custody)),
+            (30, What::Custody(custody.clone())),
             (320, forged::sent("m", Outcome::Ok, &["r"])),
             (330, forged::taken("m", "r")),
             (340, lead(2)),
@@ -166,6 +177,11 @@ mod tests {
             (360, What::Left { names: vec![] }),
         ];
         events.extend((1..=3).map(|node| (370, What::Searched { node, found: vec![] })));
+        for name in ["probe1", "probe2", "probe3"] {
+            let custody = Custody { id: format!("id-{name}"), ..custody.clone() };
+            events.push((380, What::Custody(custody)));
+            events.extend([(380, forged::sent(name, Outcome::Ok, &["r"])), (390, forged::taken(name, "r"))]);
+        }
         events
     }
 
@@ -173,7 +189,7 @@ mod tests {
     fn a_run_counts_only_if_enough_happened() {
         let judgement = judge(&forged::history(whole()), &[]);
         assert_eq!((judgement.answer, &judgement.offences[..]), (Answer::Valid, &[][..]));
-        assert_eq!((judgement.acknowledged, judgement.copies, judgement.repeated), (1, 1, 0));
+        assert_eq!((judgement.acknowledged, judgement.copies, judgement.repeated), (4, 4, 0));
         assert_eq!(judgement.until_next_250, [300]);
         // Without any one of these nobody can say.
         for missing in [0, 5, 7, 8, 9, 10] {
@@ -185,6 +201,27 @@ mod tests {
                 "without event {missing}"
             );
         }
+        let mut without_probe = whole();
+        without_probe.truncate(without_probe.len() - 3);
+        assert_eq!(
+            judge(&forged::history(without_probe), &[]).answer,
+            Answer::Unknown,
+            "node 3 took nothing"
+        );
+        let mut next_fault = whole();
+        let other = match forged::fault(2, true, &[1]) {
+            What::Fault(fault) => What::Fault(crate::history::Fault { nemesis: "loss".into(), ..fault }),
+            what => what,
+        };
+        next_fault.insert(5, (335, other));
+        let answer = judge(&forged::history(next_fault), &[]).answer;
+        assert_eq!(
+            answer,
+            Answer::Unknown,
+            "who led after the second fault need not have led after the first"
+        );
+        let both = ["kill-leader".to_string(), "pause-two".into()];
+        assert_eq!(judge(&forged::history(whole()), &both).answer, Answer::Unknown, "one was not there");
         let mut calm = whole();
         calm.retain(|(_, what)| !matches!(what, What::Fault(_)));
         let asked = ["kill-leader".to_string()];

@@ -15,6 +15,7 @@ use crate::tools::{lock, waited};
 
 /// How often the cluster is looked at.
 const SAMPLE: Duration = Duration::from_millis(400);
+
 /// Looks at the cluster again and again, and takes what customers took.
 pub(crate) struct Watcher {
     newest: Arc<Mutex<Option<Value>>>,
@@ -48,7 +49,7 @@ impl Watcher {
         lock(&self.newest).clone()
     }
 
-    /// Whether all nodes are well, seen from now on.
+    /// Whether all nodes are well and none has bodies to mend, seen from now on.
     pub(crate) fn is_well(&self) -> bool {
         lock(&self.newest).take();
         let mut seen = None;
@@ -58,8 +59,7 @@ impl Watcher {
         });
         seen.is_some_and(|s| {
             let nodes = s["nodes"].as_array();
-            s["accepting"] == true
-                && nodes.is_some_and(|n| n.len() == 3 && n.iter().all(|n| n["healthy"] == true))
+            s["accepting"] == true && nodes.is_some_and(|n| n.len() == 3 && n.iter().all(is_whole))
         })
     }
 
@@ -75,6 +75,10 @@ impl Watcher {
     }
 }
 
+fn is_whole(node: &Value) -> bool {
+    node["healthy"] == true && node["scrub"]["to_mend"] == 0
+}
+
 fn sample_all(
     nodes: &Mutex<Nodes>,
     record: &Record,
@@ -85,14 +89,15 @@ fn sample_all(
     let mut ended: BTreeSet<u64> = BTreeSet::new();
     let mut turn = 0;
     while !stop.load(Ordering::SeqCst) {
-        let mut resident = Vec::new();
+        let (mut resident, mut peak) = (Vec::new(), Vec::new());
         let mut configs = Vec::new();
         for id in 1..=3 {
             let mut nodes = lock(nodes);
             let Some(pid) = nodes.pid(id) else { continue };
             if nodes.is_running(id) {
                 ended.remove(&id);
-                resident.push((id, resident_octets(pid)));
+                resident.push((id, octets(pid, "VmRSS:")));
+                peak.push((id, octets(pid, "VmHWM:")));
                 configs.push(nodes.config(id));
             } else if !ends.load(Ordering::SeqCst) && ended.insert(id) {
                 record.note(What::Ended { node: id, status: None });
@@ -113,6 +118,7 @@ fn sample_all(
             queued: known["queue"]["messages"].as_u64(),
             erase_backlog: backlogs.filter_map(|n| n["erase_backlog"].as_u64()).max(),
             resident,
+            peak,
         }));
         if status.is_some() {
             *lock(newest) = status;
@@ -121,10 +127,10 @@ fn sample_all(
     }
 }
 
-/// Octets of a process that are in memory.
-fn resident_octets(pid: u32) -> u64 {
+/// Octets of memory, by a field of proc_pid_status(5).
+fn octets(pid: u32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 

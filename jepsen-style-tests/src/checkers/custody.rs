@@ -19,9 +19,11 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
         })
         .collect();
     let mut offences = Vec::new();
-    // A history without any is one of senders and customers alone.
     for (at, sent) in history.sent().filter(|(_, sent)| sent.outcome == Outcome::Ok) {
-        let Some(id) = &sent.id else { continue };
+        let Some(id) = &sent.id else {
+            offences.push(Offence::new("P2", &sent.name, at, "acknowledged without an id"));
+            continue;
+        };
         let what = match told.get(id.as_str()) {
             None => "acknowledged, and no node's log says who holds it".to_string(),
             Some(custody) if is_enough(custody) => continue,
@@ -47,6 +49,7 @@ fn is_enough(custody: &Custody) -> bool {
 mod tests {
     use super::*;
     use crate::checkers::forged::{history, sent, told};
+    use crate::history::Sent;
 
     #[test]
     fn two_nodes_of_two_feeds_have_it() {
@@ -54,6 +57,10 @@ mod tests {
             let words = |all: &[&str]| all.iter().map(|w| w.to_string()).collect();
             let id = format!("id-{name}");
             What::Custody(Custody { id, nodes: nodes.into(), power: words(power), network: words(network) })
+        };
+        let without_id = |what| match what {
+            What::Sent { began, dot, sent } => What::Sent { began, dot, sent: Sent { id: None, ..sent } },
+            what => what,
         };
         let names = ["good", "one-node", "one-feed", "one-network", "silent"];
         let forged = history(
@@ -65,9 +72,10 @@ mod tests {
             ]
             .into_iter()
             .chain(names.map(|name| (9, sent(name, Outcome::Ok, &["r"]))))
-            .chain([(10, sent("refused", Outcome::Fail(451), &["r"]))]),
+            .chain([(10, sent("refused", Outcome::Fail(451), &["r"]))])
+            .chain([(11, without_id(sent("nameless", Outcome::Ok, &["r"])))]),
         );
-        let expected = [("P2", "one-node"), ("P2", "one-feed"), ("P2", "one-network"), ("P2", "silent")];
+        let expected = ["one-node", "one-feed", "one-network", "silent", "nameless"].map(|whom| ("P2", whom));
         assert_eq!(told(&check(&forged)), expected);
     }
 }

@@ -3,14 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Offence, is_refused};
-use crate::history::History;
+use crate::history::{History, Outcome};
 
 pub(super) fn check(history: &History) -> Vec<Offence> {
     let mut offences = Vec::new();
+    let refused: BTreeSet<&str> = history
+        .sent()
+        .filter(|(_, sent)| matches!(sent.outcome, Outcome::Fail(_)))
+        .map(|(_, sent)| sent.name.as_str())
+        .collect();
     let mut ids: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for (at, notice) in history.notices() {
         for recipient in &notice.recipients {
             let whom = || format!("{}/{recipient}", notice.name);
+            if refused.contains(notice.name.as_str()) {
+                let what = "a notice about mail that its sender was told is not taken";
+                offences.push(Offence::new("P10", whom(), at, what));
+            }
             if !is_refused(recipient) {
                 let what = "given up, though nobody refused it and its time had not come";
                 offences.push(Offence::new("P10", whom(), at, what));
@@ -32,7 +41,7 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkers::forged::{history, told};
+    use crate::checkers::forged::{history, sent, told};
     use crate::history::{Notice, What};
 
     #[test]
@@ -46,7 +55,9 @@ mod tests {
             (2, notice("m", "a", "bounce1")),
             (3, notice("m", "b", "bounce1")),
             (4, notice("n", "c", "r")),
+            (5, sent("o", Outcome::Fail(451), &["bounce2"])),
+            (6, notice("o", "d", "bounce2")),
         ]);
-        assert_eq!(told(&check(&forged)), [("P10", "m/bounce1"), ("P10", "n/r")]);
+        assert_eq!(told(&check(&forged)), [("P10", "m/bounce1"), ("P10", "n/r"), ("P10", "o/bounce2")]);
     }
 }

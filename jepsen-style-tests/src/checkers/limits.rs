@@ -16,13 +16,16 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
         match &event.what {
             What::Ended { node, status } => {
                 let status = status.map_or("a signal".to_string(), |s| format!("status {s}"));
-                let what = format!("ended by itself, with {status}");
+                let what = format!("ended by itself, or badly, with {status}");
+                offences.push(Offence::new("P8", format!("node {node}"), event.at, what));
+            }
+            What::Panicked { node, what } => {
                 offences.push(Offence::new("P8", format!("node {node}"), event.at, what));
             }
             What::Sample(sample) => {
-                for (node, resident) in &sample.resident {
+                for (node, octets) in sample.resident.iter().chain(&sample.peak) {
                     let seen = largest.entry(*node).or_default();
-                    *seen = (*seen).max((*resident, event.at));
+                    *seen = (*seen).max((*octets, event.at));
                 }
             }
             _ => {}
@@ -53,9 +56,12 @@ mod tests {
             (2, sample(2, RESIDENT_MAX + 1)),
             (3, sample(2, 5)),
             (4, What::Ended { node: 3, status: Some(4) }),
+            (5, What::Panicked { node: 1, what: "thread 'x' panicked at".into() }),
+            (6, What::Sample(Sample { peak: vec![(3, RESIDENT_MAX + 1)], ..Sample::default() })),
         ]);
         let found = check(&forged);
-        assert_eq!(told(&found), [("P8", "node 3"), ("P8", "node 2")]);
-        assert_eq!(found[1].at, 2);
+        let nodes = [("P8", "node 3"), ("P8", "node 1"), ("P8", "node 2"), ("P8", "node 3")];
+        assert_eq!(told(&found), nodes);
+        assert_eq!((found[2].at, found[3].at), (2, 6));
     }
 }
