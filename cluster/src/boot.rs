@@ -6,7 +6,7 @@
 //! cluster over the mail of the third.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -206,6 +206,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             applied: applied.clone(),
             promise,
             votes_from: began + promise,
+            handed_over: AtomicU64::new(0),
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
             is_whole: AtomicBool::new(false),

@@ -1,7 +1,7 @@
 //! A node's part in the cluster, as the layers above use it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -104,6 +104,8 @@ pub(crate) struct Inner {
     pub(crate) promise: Duration,
     /// Before this time the node grants no vote: it has forgotten what it promised.
     pub(crate) votes_from: Instant,
+    /// The newest term that this node led and was told to hand over.
+    pub(crate) handed_over: AtomicU64,
     pub(crate) prepared: Mutex<bool>,
     pub(crate) starts: u64,
     /// Set once this node has all that it needs.
@@ -244,9 +246,13 @@ impl Cluster {
         now.checked_sub(openraft::Instant::elapsed(&*heard))
     }
 
-    /// Proof that this node may deliver now, if it leads and a quorum has answered it recently enough.
+    /// Proof that this node may deliver now, if it leads and a quorum has answered it recently enough. A node that hands over has none
+    /// until its next term: whom it hands over to is voted for without regard to the promise.
     pub fn permit(&self) -> Option<FinalDotPermit> {
         let term = self.leading()?;
+        if self.inner.handed_over.load(Ordering::SeqCst) >= term.0 {
+            return None;
+        }
         let quorum_heard = self.quorum_heard()?;
         Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
     }
@@ -368,9 +374,7 @@ impl Cluster {
     /// Returns whether another node leads then.
     pub async fn hand_over(&self, wanted: Option<u64>, patience: Duration) -> bool {
         let own = self.inner.id;
-        if self.leading().is_none() {
-            return true;
-        }
+        let Some(term) = self.leading() else { return true };
         let target = {
             let data = self.raft().data_metrics();
             let data = data.borrow_watched();
@@ -381,6 +385,8 @@ impl Cluster {
             fresh.max_by_key(|(_, at)| at.as_ref().map(|at| at.index())).map(|(id, _)| *id)
         };
         let Some(target) = target else { return false };
+        // It is not taken back: the request may arrive whenever it likes.
+        self.inner.handed_over.fetch_max(term.0, Ordering::SeqCst);
         if self.raft().trigger().transfer_leader(target).await.is_err() {
             return false;
         }

@@ -14,8 +14,8 @@ use super::relay::{self, NODES};
 use super::world::{Chance, World, lock};
 use crate::smtp::data::Encoder;
 
-/// Clients at the same time.
-const CLIENTS: u64 = 6;
+/// Clients at the same time, at least and at most.
+const CLIENTS: (u64, u64) = (4, 24);
 /// How long one waits for a reply.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -25,7 +25,8 @@ pub(super) fn address() -> IpAddr {
 
 /// Clients send from now on.
 pub(super) fn start(world: &mut World) {
-    let seeds: Vec<u64> = (0..=CLIENTS).map(|_| world.chance.next()).collect();
+    let clients = CLIENTS.0 + world.chance.below(CLIENTS.1 - CLIENTS.0 + 1);
+    let seeds: Vec<u64> = (0..=clients).map(|_| world.chance.next()).collect();
     let (ledger, host) = (world.ledger.clone(), world.others.get_mut(&address()).expect("a host for them"));
     host.start(seeds[0], |_| async move {
         for seed in &seeds[1..] {

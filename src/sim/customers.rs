@@ -100,7 +100,7 @@ async fn serve(mut c: BufReader<Stream>, mut chance: Chance, ledger: Arc<Mutex<L
                 }
                 let is_silent = (8..11).contains(&choice);
                 if is_silent {
-                    ledger().ambiguous += 1;
+                    ledger().ambiguous += recipients.len() as u64;
                 }
                 if choice != 8 {
                     take(&mut ledger(), &recipients, &octets);

@@ -28,11 +28,20 @@ pub(super) struct Host {
     process: Option<Process>,
     /// Its process does nothing before this.
     pub(super) stopped_until: Duration,
+    /// How fast its clock goes, in millionths of simulated time.
+    pub(super) clock_rate: u32,
 }
 
 impl Host {
     pub(super) fn new(address: IpAddr, net: &Net, disk: SimDisk) -> Host {
-        Host { address, disk, net: net.clone(), process: None, stopped_until: Duration::ZERO }
+        Host {
+            address,
+            disk,
+            net: net.clone(),
+            process: None,
+            stopped_until: Duration::ZERO,
+            clock_rate: 1_000_000,
+        }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -116,7 +125,7 @@ impl Host {
                     if !behind.is_zero() {
                         tokio::time::advance(behind).await;
                     }
-                    tokio::time::sleep(step).await;
+                    tokio::time::sleep(step * self.clock_rate / 1_000_000).await;
                 });
             });
         });

@@ -82,6 +82,8 @@ pub(crate) struct Summary {
     pub(crate) taken: u64,
     pub(crate) noticed: u64,
     pub(crate) repeated: u64,
+    /// Repetitions that customers had asked for: they took it, and did not say so.
+    pub(crate) ambiguous: u64,
     /// What happened, in a number.
     pub(crate) trace: u64,
     pub(crate) simulated: Duration,
@@ -96,11 +98,22 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { accepted, refused, unknown, taken, noticed, repeated, trace, simulated, real } = self;
+        let Summary {
+            accepted,
+            refused,
+            unknown,
+            taken,
+            noticed,
+            repeated,
+            ambiguous,
+            trace,
+            simulated,
+            real,
+        } = self;
         let (simulated, real) = (simulated.as_secs_f64(), real.as_secs_f64());
         write!(
             f,
-            "{accepted} accepted, {refused} refused, {unknown} unknown; {taken} taken, {noticed} noticed, {repeated} repeated; \
+            "{accepted} accepted, {refused} refused, {unknown} unknown; {taken} taken, {noticed} noticed, {repeated} repeated where {ambiguous} had no answer; \
              trace {trace:016x}, {simulated:.0} s in {real:.1} s, {:.0} times as fast",
             simulated / real
         )
@@ -110,7 +123,7 @@ impl fmt::Display for Summary {
 /// The verdict on a run that has healed.
 pub(super) fn judge(world: &World) -> Result<Summary, String> {
     let ledger = lock(&world.ledger);
-    let mut summary = Summary::default();
+    let mut summary = Summary { ambiguous: ledger.ambiguous, ..Summary::default() };
     for (number, mail) in &ledger.mails {
         match mail.told {
             Told::Accepted => summary.accepted += 1,

@@ -36,7 +36,7 @@ pub(super) struct Ledger {
     pub(super) mails: BTreeMap<u64, Mail>,
     /// What must never be.
     pub(super) wrong: Vec<String>,
-    /// Hand-offs whose reply was withheld or lost on purpose: each may cost a repetition.
+    /// Recipients in hand-offs whose reply was withheld on purpose: each may cost a repetition.
     pub(super) ambiguous: u64,
     /// Nothing new is sent, and customers have no whims any more.
     pub(super) is_over: bool,
@@ -106,6 +106,12 @@ impl Ledger {
     }
 }
 
+/// 16 hexadecimal digits.
+fn push_digits(text: &mut String, number: u64) {
+    let digit = |n: u64| char::from(b"0123456789abcdef"[(n & 15) as usize]);
+    text.extend((0..16).rev().map(|n| digit(number >> (4 * n))));
+}
+
 /// The octets of a message.
 pub(super) fn octets_of(number: u64) -> String {
     let mut chance = Chance(number);
@@ -117,7 +123,10 @@ pub(super) fn octets_of(number: u64) -> String {
     let mark = format!("{MARK}{number:016x}");
     let mut text = format!("From: s{number}@senders.test\r\nSubject: simulated\r\nX-Mark: {mark}\r\n\r\n");
     for _ in 0..lines {
-        text.push_str(&format!(".{:016x}{:016x}\r\n", chance.next(), chance.next()));
+        text.push('.');
+        push_digits(&mut text, chance.next());
+        push_digits(&mut text, chance.next());
+        text.push_str("\r\n");
     }
     text + &mark + "\r\n"
 }

@@ -5,7 +5,7 @@
 //! What it is made of: a [`host::Host`] is a machine with a disk, on which a process runs, is killed, stopped or loses power; a
 //! [`world::World`] is some of those and the network between them, and moves time on; [`relay`] is the process that is a node;
 //! [`mail`] keeps what clients sent and were told and what customers took; [`clients`] and [`customers`] are those; [`nemesis`]
-//! breaks things.
+//! breaks things by chance, and [`schedules`] are those that are worth being met each time.
 #![expect(clippy::disallowed_methods, reason = "the test reads its environment and runs itself")]
 
 mod clients;
@@ -15,6 +15,7 @@ mod judge;
 mod mail;
 mod nemesis;
 mod relay;
+mod schedules;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,22 +25,17 @@ use world::World;
 
 use crate::clock;
 
-/// How a run is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    seed: u64,
-    /// Simulated time with faults.
-    faults: Duration,
-}
+/// What happens to a world under load.
+type Script = Box<dyn FnOnce(&mut World) -> Result<(), String> + Send>;
 
-/// Runs a seed to its end.
-fn run(plan: Plan) -> Result<judge::Summary, String> {
+/// Runs to the end: load, whatever the script says, healing, judgement.
+fn run(seed: u64, script: Script) -> Result<judge::Summary, String> {
     let began = Instant::now();
-    let mut world = World::new(plan.seed);
+    let mut world = World::new(seed);
     world.boot_all();
     world.wait_until(Duration::from_secs(60), "a leader and routes", relay::is_ready)?;
     clients::start(&mut world);
-    nemesis::torment(&mut world, plan.faults)?;
+    script(&mut world)?;
     clients::stop(&world);
     world.heal();
     world.wait_until(Duration::from_secs(900), "an empty queue everywhere", judge::is_settled)?;
@@ -49,11 +45,14 @@ fn run(plan: Plan) -> Result<judge::Summary, String> {
     Ok(summary.took(world.now(), began.elapsed(), world.trace()))
 }
 
-/// Runs a seed on a thread of its own: all that is random there follows from the seed.
-fn run_alone(plan: Plan) -> Result<judge::Summary, String> {
+/// The same on a thread of its own: all that is random there follows from the seed.
+fn play(
+    seed: u64,
+    script: impl FnOnce(&mut World) -> Result<(), String> + Send + 'static,
+) -> Result<judge::Summary, String> {
     let run = move || {
-        holdfast_seeded::follow(plan.seed);
-        run(plan)
+        holdfast_seeded::follow(seed);
+        run(seed, Box::new(script))
     };
     std::thread::spawn(run).join().unwrap_or_else(|_| Err("it panicked".into()))
 }
@@ -115,7 +114,7 @@ fn p1_whatever_is_broken_no_mail_is_lost() {
         let filter = tracing_subscriber::EnvFilter::from_env("HOLDFAST_SIM_LOG");
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
     }
-    match run_alone(Plan { seed, faults }) {
+    match play(seed, move |world| nemesis::torment(world, faults)) {
         Ok(summary) => println!("seed {seed}: {summary}"),
         Err(why) => panic!(
             "seed {seed}: {why}\nagain: HOLDFAST_SEED={seed} HOLDFAST_SECONDS={} cargo nextest run --no-capture -p holdfast \

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use holdfast_cluster::net::sim::Link;
+use holdfast_storage::disk::Disk;
 use holdfast_storage::index::sim::Lie;
 
-use super::relay::{self, NODES};
+use super::relay::{self, NODES, Order};
 use super::world::World;
 use super::{clients, customers};
 
@@ -35,21 +36,45 @@ enum Back {
     Customer(u8),
     Links,
     Disk(u64),
+    Room(u64),
     Index(u64),
 }
 
 impl Back {
     fn come(self, world: &mut World) {
         match self {
-            Back::Node(id) if !world.nodes[&id].is_up() => world.boot(id),
-            Back::Node(_) => {}
+            Back::Node(id) => {
+                world.nodes[&id].disk.heal();
+                if !world.nodes[&id].is_up() {
+                    world.boot(id);
+                }
+            }
             Back::Customer(n) => customers::start(world, customers::address(n)),
             Back::Links => world.net.mend(),
             Back::Disk(id) => {
                 let disk = &world.nodes[&id].disk;
                 disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(5));
             }
+            Back::Room(id) => world.nodes[&id].disk.set_capacity(u64::MAX),
             Back::Index(id) => world.shelves[&id].lie(Lie::None),
+        }
+    }
+}
+
+/// Bits of a node's files flip, or one of them ends too soon.
+fn rot(world: &mut World, id: u64) {
+    let disk = world.nodes[&id].disk.clone();
+    let names = disk.list().unwrap_or_default();
+    for _ in 0..1 + world.chance.below(4) {
+        let Some(name) = names.get(world.chance.below(names.len().max(1) as u64) as usize) else { return };
+        let length = disk.contents(name).len() as u64;
+        if length == 0 {
+            continue;
+        }
+        let at = world.chance.below(length);
+        match world.chance.below(8) {
+            0 => disk.truncate(name, at),
+            bit => disk.flip(name, at, bit as u8),
         }
     }
 }
@@ -61,7 +86,7 @@ fn one(world: &mut World) -> Vec<(Duration, Back)> {
     let other = 1 + world.chance.below(NODES);
     let (a, b) = (relay::address(id), relay::address(other));
     let soon = now + world.chance.ms(10, 10_000);
-    match world.chance.below(14) {
+    match world.chance.below(20) {
         0 | 1 => {
             world.kill(id, true);
             vec![(soon, Back::Node(id))]
@@ -117,6 +142,34 @@ fn one(world: &mut World) -> Vec<(Duration, Back)> {
             let most = world.chance.ms(20, 1_500);
             world.nodes[&id].disk.set_sync_time(Duration::from_millis(1), most);
             vec![(soon, Back::Disk(id))]
+        }
+        13 => {
+            world.stops.insert(id);
+            world.order(id, Order::Stop);
+            // It may take a while to end, and is killed if that is too long.
+            vec![(soon, Back::Node(id)), (soon + Duration::from_secs(40), Back::Node(id))]
+        }
+        14 | 15 => {
+            (1..=NODES).for_each(|leader| world.order(leader, Order::HandOver(id)));
+            vec![]
+        }
+        16 => {
+            // It ends by itself with the first sync that fails, or before that.
+            world.fails.insert(id);
+            world.nodes[&id].disk.fail_sync_in(world.chance.below(30));
+            vec![(soon, Back::Node(id))]
+        }
+        17 => {
+            let disk = world.nodes[&id].disk.clone();
+            disk.set_capacity(disk.used_bytes() + world.chance.below(12 << 20));
+            vec![(soon, Back::Room(id))]
+        }
+        18 => {
+            let id = world.rotten;
+            let with_power = !world.chance.next().is_multiple_of(3);
+            world.kill(id, with_power);
+            rot(world, id);
+            vec![(soon, Back::Node(id))]
         }
         _ => {
             let lies = [Lie::LosesWrites, Lie::Flips, Lie::Fails, Lie::Shut];

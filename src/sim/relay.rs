@@ -10,6 +10,7 @@ use holdfast_cluster::{Bytes, Cluster, Fence, PeerTls};
 use holdfast_storage::Keyring;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::index::sim::SimShelf;
+use tokio::sync::mpsc;
 
 use super::customers;
 use super::world::{World, lock};
@@ -37,12 +38,23 @@ pub(super) struct Running {
     pub(super) queue: Arc<Mutex<Queue>>,
 }
 
+/// What an operator may have a node do.
+pub(super) enum Order {
+    /// As after SIGTERM.
+    Stop,
+    /// If it leads, it hands over to this one.
+    HandOver(u64),
+}
+
 /// What becomes of a node's process.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) running: Option<Running>,
+    pub(super) orders: Option<mpsc::UnboundedSender<Order>>,
     /// Why it ended by itself.
     pub(super) ended: Option<String>,
+    /// It was told to stop, and has done what it does before it ends.
+    pub(super) has_stopped: bool,
 }
 
 pub(super) type Shown = Arc<Mutex<Seen>>;
@@ -127,7 +139,23 @@ impl Files {
                 return lock(&shown).ended = Some(e.to_string());
             }
             tokio::spawn(routes(cluster.clone()));
-            lock(&shown).running = Some(Running { cluster, queue });
+            let (orders, mut given) = mpsc::unbounded_channel();
+            {
+                let mut shown = lock(&shown);
+                shown.orders = Some(orders);
+                shown.running = Some(Running { cluster: cluster.clone(), queue });
+            }
+            while let Some(order) = given.recv().await {
+                match order {
+                    Order::HandOver(to) => {
+                        cluster.hand_over(Some(to), Duration::from_secs(5)).await;
+                    }
+                    Order::Stop => {
+                        relay.stop(&cluster).await;
+                        lock(&shown).has_stopped = true;
+                    }
+                }
+            }
             std::future::pending::<()>().await;
         }
     }

@@ -1,6 +1,6 @@
 //! Hosts, what is between them, and simulated time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,11 +13,14 @@ use holdfast_storage::index::sim::SimShelf;
 use super::host::Host;
 use super::judge::Watch;
 use super::mail::{Ledger, MARK};
-use super::relay::{self, Files, NODES, Running, Shown};
+use super::relay::{self, Files, NODES, Order, Running, Shown};
 use super::{clients, customers};
 
 /// Simulated time moves on in steps of this.
 const STEP: Duration = Duration::from_millis(1);
+
+/// How far a node's clock goes too fast or too slow, in millionths. Real ones are off by some hundreds; the lease's margin is far more.
+const DRIFT_MAX: u32 = 20_000;
 
 /// Numbers that look random. SplitMix64 (Steele et al., OOPSLA'14).
 #[derive(Clone)]
@@ -57,6 +60,12 @@ pub(super) struct World {
     pub(super) shown: BTreeMap<u64, Shown>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) chance: Chance,
+    /// Nodes whose disk fails, so that they end by themselves.
+    pub(super) fails: BTreeSet<u64>,
+    /// Nodes that were told to stop.
+    pub(super) stops: BTreeSet<u64>,
+    /// The node to whose files damage is done.
+    pub(super) rotten: u64,
     watch: Watch,
     files: Files,
     now: Duration,
@@ -73,7 +82,9 @@ impl World {
             let disk = SimDisk::new(chance.next());
             disk.watch(MARK.as_bytes());
             disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(1 + chance.below(10)));
-            nodes.insert(id, Host::new(relay::address(id), &net, disk));
+            let mut node = Host::new(relay::address(id), &net, disk);
+            node.clock_rate = (1_000_000 - DRIFT_MAX + chance.below(2 * u64::from(DRIFT_MAX)) as u32).max(1);
+            nodes.insert(id, node);
         }
         let others = customers::addresses().chain([clients::address()]);
         let others = others.map(|a| (a, Host::new(a, &net, SimDisk::new(0)))).collect();
@@ -85,7 +96,10 @@ impl World {
             shelves: (1..=NODES).map(|id| (id, SimShelf::default())).collect(),
             shown: BTreeMap::new(),
             ledger: Arc::new(Mutex::new(Ledger::new(disks))),
+            rotten: 1 + chance.below(NODES),
             chance,
+            fails: BTreeSet::new(),
+            stops: BTreeSet::new(),
             watch: Watch::default(),
             files: Files::new(),
             now: Duration::ZERO,
@@ -104,6 +118,8 @@ impl World {
 
     /// Starts a node that is down.
     pub(super) fn boot(&mut self, id: u64) {
+        self.fails.remove(&id);
+        self.stops.remove(&id);
         let shown: Shown = Arc::default();
         self.shown.insert(id, shown.clone());
         let (files, shelf, seed) = (&self.files, self.shelves[&id].clone(), self.chance.next());
@@ -126,9 +142,14 @@ impl World {
     /// Nothing is broken any more.
     pub(super) fn heal(&mut self) {
         self.net.mend();
+        // Some may have seen a sync fail that they are still to tell of, or be about to stop.
+        for set in [std::mem::take(&mut self.fails), std::mem::take(&mut self.stops)] {
+            set.into_iter().for_each(|id| self.kill(id, true));
+        }
         for node in self.nodes.values_mut() {
             node.stopped_until = node.stopped_until.min(self.now + Duration::from_secs(10));
             node.disk.heal();
+            node.disk.set_capacity(u64::MAX);
             node.disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(2));
         }
         self.boot_all();
@@ -138,6 +159,14 @@ impl World {
     pub(super) fn kill(&mut self, id: u64, with_power: bool) {
         self.shown.remove(&id);
         self.nodes.get_mut(&id).expect("a node").kill(with_power);
+    }
+
+    /// An operator gives a node an order, if it serves.
+    pub(super) fn order(&self, id: u64, order: Order) {
+        let orders = self.shown.get(&id).and_then(|shown| lock(shown).orders.clone());
+        if let Some(orders) = orders {
+            drop(orders.send(order));
+        }
     }
 
     /// Nodes that serve.
@@ -155,15 +184,19 @@ impl World {
             node.step(self.now, STEP)?;
         }
         self.now += STEP;
+        let mut over = Vec::new();
         for (id, shown) in &self.shown {
             let seen = lock(shown);
-            if let Some(why) = &seen.ended {
+            if seen.has_stopped || seen.ended.is_some() && self.fails.contains(id) {
+                over.push(*id);
+            } else if let Some(why) = &seen.ended {
                 if let Some(dir) = std::env::var_os("HOLDFAST_SIM_DUMP") {
                     self.dump(*id, std::path::Path::new(&dir));
                 }
                 return Err(format!("node {id} ended at {:?}: {why}", self.now));
             }
         }
+        over.into_iter().for_each(|id| self.kill(id, true));
         self.watch.look(&self.shown, &self.nodes, self.now)?;
         if self.now.as_millis().is_multiple_of(100) {
             let applied = self.running().into_iter().map(|(id, node)| (id, *node.cluster.applied().borrow()));

@@ -96,9 +96,9 @@ struct World {
     /// Hosts without power.
     dark: BTreeSet<IpAddr>,
     doors: BTreeMap<SocketAddr, Door>,
-    connections: BTreeMap<u64, Connection>,
-    /// When at the earliest something arrives, by host.
-    due: BTreeMap<IpAddr, Duration>,
+    connections: BTreeMap<u64, Box<Connection>>,
+    /// When something may arrive, by host, and over which connection.
+    due: BTreeMap<IpAddr, BTreeSet<(Duration, u64)>>,
     next: u64,
     ports: u16,
 }
@@ -144,21 +144,21 @@ impl World {
         let pipe = &mut connection.pipes[1 - end];
         let at = pipe.on_its_way.back().map_or(at, |(before, _)| at.max(*before));
         pipe.on_its_way.push_back((at, piece));
-        self.expect(ends[1 - end].ip(), at);
+        self.expect(ends[1 - end].ip(), at, id);
     }
 
-    /// Something arrives at a host then.
-    fn expect(&mut self, host: IpAddr, at: Duration) {
-        let due = self.due.entry(host).or_insert(at);
-        *due = (*due).min(at);
+    /// Something arrives at a host then, over this connection.
+    fn expect(&mut self, host: IpAddr, at: Duration, id: u64) {
+        self.due.entry(host).or_default().insert((at, id));
     }
 
     fn deliver(&mut self, host: IpAddr) {
-        if self.due.get(&host).is_none_or(|due| *due > self.now) {
-            return;
+        let Some(due) = self.due.get_mut(&host) else { return };
+        let mut ids = BTreeSet::new();
+        while let Some((_, id)) = due.first().copied().filter(|(at, _)| *at <= self.now) {
+            due.pop_first();
+            ids.insert(id);
         }
-        self.due.remove(&host);
-        let ids: Vec<u64> = self.connections.keys().copied().collect();
         for id in ids {
             let Some(mut connection) = self.connections.remove(&id) else { continue };
             let [client, server] = connection.ends.map(|end| end.ip());
@@ -168,7 +168,7 @@ impl World {
                 let through = self.is_through(client, server, &mut at);
                 connection.syn = if through { None } else { Some(at) };
                 if !through {
-                    self.expect(host, at);
+                    self.expect(host, at, id);
                 }
                 if through {
                     let door = self.doors.get_mut(&connection.ends[1]);
@@ -179,7 +179,7 @@ impl World {
                     }
                     let at = self.arrival(server, client);
                     connection.answer = Some((at, is_open));
-                    self.expect(client, at);
+                    self.expect(client, at, id);
                     connection.held[1] = is_open;
                 }
             }
@@ -189,7 +189,7 @@ impl World {
                 let through = self.is_through(server, client, &mut at);
                 connection.answer = if through { None } else { Some((at, is_open)) };
                 if !through {
-                    self.expect(host, at);
+                    self.expect(host, at, id);
                 }
                 if through {
                     connection.established = Some(is_open);
@@ -204,7 +204,7 @@ impl World {
                 while let Some((mut at, piece)) = connection.pipes[end].on_its_way.pop_front() {
                     if !self.is_through(from, to, &mut at) {
                         connection.pipes[end].on_its_way.push_front((at, piece));
-                        self.expect(host, at);
+                        self.expect(host, at, id);
                         break;
                     }
                     let pipe = &mut connection.pipes[end];
@@ -352,7 +352,7 @@ impl Host {
             world.ports = world.ports.checked_add(1).unwrap_or(1024);
             let (id, port) = (world.next, world.ports);
             let at = world.arrival(self.address, to.ip());
-            world.expect(to.ip(), at);
+            world.expect(to.ip(), at, id);
             let syn = Some(at);
             let connection = Connection {
                 ends: [(self.address, port).into(), to],
@@ -363,7 +363,7 @@ impl Host {
                 answer: None,
                 held: [true, false],
             };
-            world.connections.insert(id, connection);
+            world.connections.insert(id, Box::new(connection));
             id
         };
         let stream = Stream { net: self.net.clone(), id, end: 0 };

@@ -35,9 +35,10 @@ struct Wait {
 struct State {
     /// Whose turn it is.
     turn: usize,
-    next: usize,
     ready: Vec<usize>,
     waiting: BTreeMap<usize, Wait>,
+    /// Where each waits for its turn.
+    seats: Vec<Arc<StdCondvar>>,
     now: Instant,
     lag: Duration,
     seed: u64,
@@ -50,7 +51,6 @@ struct State {
 /// The threads of a simulated process.
 pub struct Crew {
     state: StdMutex<State>,
-    turns: StdCondvar,
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -68,9 +68,9 @@ impl Crew {
         let now = clock();
         let state = State {
             turn: OWNER,
-            next: OWNER + 1,
             ready: Vec::new(),
             waiting: BTreeMap::new(),
+            seats: vec![Arc::default()],
             now,
             lag: Duration::ZERO,
             seed,
@@ -78,12 +78,7 @@ impl Crew {
             ended: BTreeSet::new(),
             panicked: None,
         };
-        Arc::new(Crew {
-            state: StdMutex::new(state),
-            turns: StdCondvar::new(),
-            clock: Box::new(clock),
-            wake: Box::new(wake),
-        })
+        Arc::new(Crew { state: StdMutex::new(state), clock: Box::new(clock), wake: Box::new(wake) })
     }
 
     fn state(&self) -> StdMutexGuard<'_, State> {
@@ -107,42 +102,15 @@ impl Crew {
         let now = (self.clock)();
         let mut state = self.state();
         state.now = state.now.max(now + state.lag);
-        loop {
-            let (after, went_on) = self.one(state);
-            if !went_on {
-                return;
-            }
-            state = after;
-        }
+        drop(self.others(state));
     }
 
-    /// Lets one thread go on until it waits. False if none can.
-    fn one<'a>(&'a self, mut state: StdMutexGuard<'a, State>) -> (StdMutexGuard<'a, State>, bool) {
-        let State { now, waiting, ready, .. } = &mut *state;
-        waiting.retain(|id, wait| {
-            let is_due = wait.until.is_some_and(|until| until <= *now);
-            if is_due {
-                ready.push(*id);
-            }
-            !is_due
-        });
-        // The owner waits in `block`, and sees for itself that it may go on.
-        let others = ready.iter().filter(|id| **id != OWNER).count() as u64;
-        if others == 0 || state.killed {
+    /// Lets threads go on until none can, or the owner may. False if there was none that could.
+    fn others<'a>(&'a self, mut state: StdMutexGuard<'a, State>) -> (StdMutexGuard<'a, State>, bool) {
+        if state.killed || state.pass_on() == OWNER {
             return (state, false);
         }
-        // splitmix64 (Steele et al., OOPSLA'14).
-        state.seed = state.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state.seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let chosen = (z ^ (z >> 27)) % others;
-        let next = state.ready.iter().copied().filter(|id| *id != OWNER).nth(chosen as usize);
-        let next = next.expect("counted above");
-        state.ready.retain(|id| *id != next);
-        state.turn = next;
-        self.turns.notify_all();
-        let state = self.turns.wait_while(state, |state| state.turn != OWNER && !state.killed);
-        (state.unwrap_or_else(PoisonError::into_inner), true)
+        (sit(state, OWNER), true)
     }
 
     /// When the next of the other threads may go on by itself.
@@ -160,8 +128,9 @@ impl Crew {
     /// The process ends without another step of any of its threads. The disk must take nothing from it any more. To be called before
     /// what it had is dropped.
     pub fn kill(&self) {
-        self.state().killed = true;
-        self.turns.notify_all();
+        let mut state = self.state();
+        state.killed = true;
+        state.seats.iter().for_each(|seat| seat.notify_all());
     }
 
     /// Whether a thread has panicked, and with what.
@@ -191,14 +160,14 @@ impl Crew {
         if me == OWNER {
             return self.block(state);
         }
-        state.turn = OWNER;
-        self.turns.notify_all();
+        if state.pass_on() == me {
+            return;
+        }
         self.my_turn(me, state);
     }
 
     fn my_turn<'a>(&'a self, me: usize, state: StdMutexGuard<'a, State>) {
-        let state = self.turns.wait_while(state, |state| state.turn != me && !state.killed);
-        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let state = sit(state, me);
         let is_killed = state.killed;
         drop(state);
         if is_killed && !std::thread::panicking() {
@@ -210,7 +179,7 @@ impl Crew {
     fn block<'a>(&'a self, mut state: StdMutexGuard<'a, State>) {
         state.now = state.now.max((self.clock)() + state.lag);
         loop {
-            let (after, went_on) = self.one(state);
+            let (after, went_on) = self.others(state);
             state = after;
             if let Some(at) = state.ready.iter().position(|id| *id == OWNER) {
                 state.ready.remove(at);
@@ -247,6 +216,42 @@ impl Crew {
             (self.wake)();
         }
     }
+}
+
+impl State {
+    /// It is another one's turn: the owner's if it may go on, or if nobody else can; whose it is.
+    fn pass_on(&mut self) -> usize {
+        let State { now, waiting, ready, .. } = self;
+        waiting.retain(|id, wait| {
+            let is_due = wait.until.is_some_and(|until| until <= *now);
+            if is_due {
+                ready.push(*id);
+            }
+            !is_due
+        });
+        self.turn = match ready.as_slice() {
+            [] => OWNER,
+            // It waits in `block`, and sees for itself that it may go on.
+            some if some.contains(&OWNER) => OWNER,
+            some => {
+                // splitmix64 (Steele et al., OOPSLA'14).
+                self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = self.seed;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let chosen = (z ^ (z >> 27)) % some.len() as u64;
+                ready.remove(chosen as usize)
+            }
+        };
+        self.seats[self.turn].notify_all();
+        self.turn
+    }
+}
+
+/// Waits for the turn of `me`, or until the process is killed.
+fn sit(state: StdMutexGuard<'_, State>, me: usize) -> StdMutexGuard<'_, State> {
+    let seat = state.seats[me].clone();
+    let state = seat.wait_while(state, |state| state.turn != me && !state.killed);
+    state.unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits a while: simulated time in a simulated process.
@@ -356,8 +361,8 @@ pub(crate) mod thread {
             };
             let me = {
                 let mut state = crew.state();
-                let me = state.next;
-                state.next += 1;
+                let me = state.seats.len();
+                state.seats.push(Arc::default());
                 state.ready.push(me);
                 me
             };
@@ -384,10 +389,8 @@ pub(crate) mod thread {
                     let waits = waiting.iter().filter(|(_, wait)| wait.event == Some(end.0));
                     ready.extend(waits.map(|(id, _)| *id));
                     waiting.retain(|_, wait| wait.event != Some(end.0));
-                    state.turn = OWNER;
+                    state.pass_on();
                 }
-                drop(state);
-                its.turns.notify_all();
             })?;
             (crew.wake)();
             Ok(JoinHandle { std, ended })

@@ -1,0 +1,127 @@
+//! Schedules that are worth being met each time, where chance may take long.
+
+use std::time::Duration;
+
+use holdfast_cluster::net::sim::Link;
+
+use super::judge::Summary;
+use super::relay::{self, NODES, Order};
+use super::world::World;
+use super::{judge, number, play};
+
+/// Who says of itself that it leads, the newest first: one that is cut off need not know of the next.
+fn leader(world: &World) -> Option<u64> {
+    let terms = world.running().into_iter().filter_map(|(id, node)| {
+        let term = world.nodes[&id].within(world.now(), || node.cluster.leading())??;
+        Some((term, id))
+    });
+    terms.max().map(|(_, id)| id)
+}
+
+fn wait_leader(world: &mut World) -> Result<u64, String> {
+    world.wait_until(Duration::from_secs(30), "a leader", |world| leader(world).is_some())?;
+    leader(world).ok_or_else(|| "it led a moment ago".into())
+}
+
+/// Plays a schedule under load; then all must be well.
+fn schedule(seed: u64, script: impl FnOnce(&mut World) -> Result<(), String> + Send + 'static) -> Summary {
+    match play(seed, script) {
+        Ok(summary) => {
+            println!("{summary}");
+            summary
+        }
+        Err(why) => panic!("{why}"),
+    }
+}
+
+/// Whoever is told to hand over has no right to deliver any more, while the other is voted for without regard to the lease.
+#[test]
+fn p4_who_hands_over_delivers_no_more() {
+    schedule(1, |world| {
+        for turn in 0..30 {
+            let from = wait_leader(world)?;
+            // It hears late of who leads next.
+            let late = Link { delay: (Duration::from_millis(100), Duration::from_millis(100)), loses: 0 };
+            for other in (1..=NODES).filter(|id| *id != from) {
+                world.net.slow(relay::address(other), relay::address(from), late);
+            }
+            world.go_on(Duration::from_millis(300))?;
+            world.order(from, Order::HandOver(1 + (from + turn % 2) % NODES));
+            world.go_on(Duration::from_millis(700))?;
+            world.net.mend();
+        }
+        Ok(())
+    });
+}
+
+/// A leader that is cut off has its lease still, and those who promised it have forgotten that: they were killed, and are back at once.
+#[test]
+fn p4_voters_that_restart_within_the_lease_keep_their_promise() {
+    schedule(2, |world| {
+        for _ in 0..20 {
+            let old = wait_leader(world)?;
+            world.go_on(Duration::from_millis(500))?;
+            for other in (1..=NODES).filter(|id| *id != old) {
+                world.net.cut(relay::address(old), relay::address(other));
+                world.net.cut(relay::address(other), relay::address(old));
+                world.kill(other, true);
+                world.boot(other);
+            }
+            let is_new = |world: &World| leader(world).is_some_and(|leader| leader != old);
+            world.wait_until(Duration::from_secs(30), "another leader", is_new)?;
+            world.net.mend();
+            world.wait_until(Duration::from_secs(30), "all of them", relay::is_ready)?;
+        }
+        Ok(())
+    });
+}
+
+/// A node misses an hour of traffic (`HOLDFAST_AWAY_SECONDS`; some minutes otherwise), and then leads.
+#[test]
+fn p1_a_node_that_was_away_for_long_leads() {
+    let away = Duration::from_secs(number("HOLDFAST_AWAY_SECONDS").unwrap_or(60));
+    schedule(3, move |world| {
+        let late = 1 + wait_leader(world)? % NODES;
+        world.kill(late, true);
+        world.go_on(away)?;
+        world.boot(late);
+        world.wait_until(Duration::from_secs(60), "all of them", relay::is_ready)?;
+        let first = wait_leader(world)?;
+        // Until it takes over: one that lags is not handed anything.
+        for _ in 0..20 {
+            if leader(world) == Some(late) {
+                break;
+            }
+            let now = wait_leader(world)?;
+            world.order(now, Order::HandOver(late));
+            world.go_on(Duration::from_secs(2))?;
+        }
+        if leader(world) != Some(late) {
+            return Err(format!("node {late} does not lead: {}", judge::standing(world)));
+        }
+        // Alone with the one that led least.
+        world.kill(first, false);
+        world.go_on(Duration::from_secs(20))?;
+        world.boot(first);
+        Ok(())
+    });
+}
+
+/// A node that is told to stop first ends what it has begun, though customers take their time with their replies: nothing comes twice for it.
+#[test]
+fn p4_a_stop_ends_what_is_past_its_dot() {
+    let summary = schedule(4, |world| {
+        for _ in 0..8 {
+            let old = wait_leader(world)?;
+            world.stops.insert(old);
+            world.order(old, Order::Stop);
+            world.wait_until(Duration::from_secs(40), "the end of a node", |world| {
+                !world.nodes[&old].is_up()
+            })?;
+            world.boot(old);
+            world.wait_until(Duration::from_secs(30), "all of them", relay::is_ready)?;
+        }
+        Ok(())
+    });
+    assert!(summary.repeated <= summary.ambiguous, "{summary}");
+}
