@@ -91,6 +91,19 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
+    /// For adding up.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 7] {
+        [
+            ("accepted", self.accepted),
+            ("refused", self.refused),
+            ("unknown", self.unknown),
+            ("taken", self.taken),
+            ("noticed", self.noticed),
+            ("repeated", self.repeated),
+            ("simulated_ms", self.simulated.as_millis() as u64),
+        ]
+    }
+
     pub(crate) fn took(self, simulated: Duration, real: Duration, trace: u64) -> Summary {
         Summary { simulated, real, trace, ..self }
     }

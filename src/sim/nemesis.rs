@@ -79,6 +79,52 @@ fn rot(world: &mut World, id: u64) {
     }
 }
 
+/// A way to break something, or to have an operator do something.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    PowerCut,
+    PowerCutOfAll,
+    Pause,
+    Alone,
+    OneWay,
+    SlowLink,
+    NoClients,
+    Reset,
+    CustomerAway,
+    SlowDisk,
+    Stop,
+    HandOver,
+    SyncFails,
+    FullDisk,
+    Rot,
+    IndexLies,
+}
+
+/// Each is as likely as it stands here often.
+const FAULTS: [Fault; 20] = [
+    Fault::Kill,
+    Fault::Kill,
+    Fault::PowerCut,
+    Fault::PowerCutOfAll,
+    Fault::Pause,
+    Fault::Pause,
+    Fault::Alone,
+    Fault::OneWay,
+    Fault::SlowLink,
+    Fault::NoClients,
+    Fault::Reset,
+    Fault::CustomerAway,
+    Fault::SlowDisk,
+    Fault::Stop,
+    Fault::HandOver,
+    Fault::HandOver,
+    Fault::SyncFails,
+    Fault::FullDisk,
+    Fault::Rot,
+    Fault::IndexLies,
+];
+
 /// One fault.
 fn one(world: &mut World) -> Vec<(Duration, Back)> {
     let now = world.now();
@@ -86,26 +132,28 @@ fn one(world: &mut World) -> Vec<(Duration, Back)> {
     let other = 1 + world.chance.below(NODES);
     let (a, b) = (relay::address(id), relay::address(other));
     let soon = now + world.chance.ms(10, 10_000);
-    match world.chance.below(20) {
-        0 | 1 => {
+    let fault = FAULTS[world.chance.below(FAULTS.len() as u64) as usize];
+    *world.faults.entry(format!("{fault:?}")).or_default() += 1;
+    match fault {
+        Fault::Kill => {
             world.kill(id, true);
             vec![(soon, Back::Node(id))]
         }
-        2 => {
+        Fault::PowerCut => {
             world.kill(id, false);
             vec![(soon, Back::Node(id))]
         }
-        3 => {
+        Fault::PowerCutOfAll => {
             // All of them at once.
             (1..=NODES).for_each(|id| world.kill(id, false));
             (1..=NODES).map(|id| (now + world.chance.ms(10, 8_000), Back::Node(id))).collect()
         }
-        4 | 5 => {
+        Fault::Pause => {
             let how_long = world.chance.ms(10, 8_000);
             world.nodes.get_mut(&id).expect("a node").stop_for(now, how_long);
             vec![]
         }
-        6 => {
+        Fault::Alone => {
             // Alone.
             for other in (1..=NODES).filter(|other| *other != id) {
                 world.net.cut(a, relay::address(other));
@@ -113,65 +161,65 @@ fn one(world: &mut World) -> Vec<(Duration, Back)> {
             }
             vec![(soon, Back::Links)]
         }
-        7 => {
+        Fault::OneWay => {
             world.net.cut(a, b);
             vec![(soon, Back::Links)]
         }
-        8 => {
+        Fault::SlowLink => {
             let link = Link { delay: (Duration::from_millis(5), world.chance.ms(20, 400)), loses: 50 };
             world.net.slow(a, b, link);
             world.net.slow(b, a, link);
             vec![(soon, Back::Links)]
         }
-        9 => {
+        Fault::NoClients => {
             world.net.cut(a, clients::address());
             vec![(soon, Back::Links)]
         }
-        10 => {
+        Fault::Reset => {
             let choice = world.chance.next();
             world.net.reset_one(choice);
             vec![]
         }
-        11 => {
+        Fault::CustomerAway => {
             let n = 1 + world.chance.below(customers::DOMAINS.len() as u64) as u8;
             let host = world.others.get_mut(&customers::address(n)).expect("a customer");
             host.kill(true);
             vec![(soon, Back::Customer(n))]
         }
-        12 => {
+        Fault::SlowDisk => {
             let most = world.chance.ms(20, 1_500);
             world.nodes[&id].disk.set_sync_time(Duration::from_millis(1), most);
             vec![(soon, Back::Disk(id))]
         }
-        13 => {
+        Fault::Stop => {
             world.stops.insert(id);
             world.order(id, Order::Stop);
             // It may take a while to end, and is killed if that is too long.
             vec![(soon, Back::Node(id)), (soon + Duration::from_secs(40), Back::Node(id))]
         }
-        14 | 15 => {
+        Fault::HandOver => {
             (1..=NODES).for_each(|leader| world.order(leader, Order::HandOver(id)));
             vec![]
         }
-        16 => {
+        Fault::SyncFails => {
             // It ends by itself with the first sync that fails, or before that.
             world.fails.insert(id);
             world.nodes[&id].disk.fail_sync_in(world.chance.below(30));
             vec![(soon, Back::Node(id))]
         }
-        17 => {
+        Fault::FullDisk => {
             let disk = world.nodes[&id].disk.clone();
             disk.set_capacity(disk.used_bytes() + world.chance.below(12 << 20));
             vec![(soon, Back::Room(id))]
         }
-        18 => {
+        Fault::Rot => {
             let id = world.rotten;
             let with_power = !world.chance.next().is_multiple_of(3);
             world.kill(id, with_power);
             rot(world, id);
             vec![(soon, Back::Node(id))]
         }
-        _ => {
+        Fault::IndexLies => {
             let lies = [Lie::LosesWrites, Lie::Flips, Lie::Fails, Lie::Shut];
             world.shelves[&id].lie(lies[world.chance.below(lies.len() as u64) as usize]);
             vec![(soon, Back::Index(id))]

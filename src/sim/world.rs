@@ -62,6 +62,8 @@ pub(super) struct World {
     pub(super) chance: Chance,
     /// Nodes whose disk fails, so that they end by themselves.
     pub(super) fails: BTreeSet<u64>,
+    /// How often each kind of fault was there.
+    pub(super) faults: BTreeMap<String, u64>,
     /// Nodes that were told to stop.
     pub(super) stops: BTreeSet<u64>,
     /// The node to whose files damage is done.
@@ -100,6 +102,7 @@ impl World {
             chance,
             fails: BTreeSet::new(),
             stops: BTreeSet::new(),
+            faults: BTreeMap::new(),
             watch: Watch::default(),
             files: Files::new(),
             now: Duration::ZERO,
