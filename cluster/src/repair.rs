@@ -382,7 +382,9 @@ enum Fetched {
 async fn fetch(cluster: &Cluster, holders: &Holders, lost: LostBody) -> Result<Fetched, String> {
     let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
-    let is_committed = log.committed().is_some_and(|committed| index <= committed.index);
+    // The state may be ahead of what the log knows: it came by snapshot.
+    let is_applied = *cluster.inner.applied.borrow() > index.0;
+    let is_committed = is_applied || log.committed().is_some_and(|committed| index <= committed.index);
     let mut heard = BTreeSet::new();
     for (id, peer) in &holders.peers {
         // Answered only by one that has applied the entry: another one may have another leader's under this index.

@@ -55,7 +55,12 @@ impl Back {
                 let disk = &world.nodes[&id].disk;
                 disk.set_sync_time(Duration::from_micros(100), Duration::from_millis(5));
             }
-            Back::Room(id) => world.nodes[&id].disk.set_capacity(u64::MAX),
+            Back::Room(id) => {
+                world.nodes[&id].disk.set_capacity(u64::MAX);
+                if !world.nodes[&id].is_up() {
+                    world.boot(id);
+                }
+            }
             Back::Index(id) => world.shelves[&id].lie(Lie::None),
         }
     }
@@ -77,6 +82,20 @@ fn rot(world: &mut World, id: u64) {
             bit => disk.flip(name, at, bit as u8),
         }
     }
+}
+
+/// A bit flips where a message's entry begins, in one of a node's segments.
+pub(super) fn damage_a_header(world: &mut World, id: u64) {
+    let disk = world.nodes[&id].disk.clone();
+    let mut marks = disk.marks();
+    marks.sort_unstable();
+    if marks.is_empty() {
+        return;
+    }
+    let (_, name, at) = marks.swap_remove(world.chance.below(marks.len() as u64) as usize);
+    // The mark is in the message's header, and the record's header is less than a block before.
+    let before = 200 + world.chance.below(400);
+    disk.flip(&name, (at as u64).saturating_sub(before), 3);
 }
 
 /// A way to break something, or to have an operator do something.

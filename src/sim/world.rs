@@ -190,7 +190,10 @@ impl World {
         let mut over = Vec::new();
         for (id, shown) in &self.shown {
             let seen = lock(shown);
-            if seen.has_stopped || seen.ended.is_some() && self.fails.contains(id) {
+            // Who has to write before it can start may find no room for that; as it runs, that is no reason to end.
+            let lacks_room = |why: &String| seen.running.is_none() && why.contains("no storage space");
+            let may_end = self.fails.contains(id) || seen.ended.as_ref().is_some_and(lacks_room);
+            if seen.has_stopped || seen.ended.is_some() && may_end {
                 over.push(*id);
             } else if let Some(why) = &seen.ended {
                 if let Some(dir) = std::env::var_os("HOLDFAST_SIM_DUMP") {
