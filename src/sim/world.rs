@@ -127,6 +127,8 @@ impl World {
         self.shown.insert(id, shown.clone());
         let (files, shelf, seed) = (&self.files, self.shelves[&id].clone(), self.chance.next());
         let host = self.nodes.get_mut(&id).expect("a node");
+        // What was still to fail was to fail before.
+        host.disk.heal();
         host.start(seed, |disk| files.main(id, disk, shelf, shown));
     }
 
