@@ -253,6 +253,10 @@ impl Cluster {
         if self.inner.handed_over.load(Ordering::SeqCst) >= term.0 {
             return None;
         }
+        // Consensus hands over by itself when its leader is no member any more.
+        if !self.voters().contains(&self.inner.id) {
+            return None;
+        }
         let quorum_heard = self.quorum_heard()?;
         Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
     }

@@ -483,7 +483,9 @@ impl Incoming {
         let mut in_flight = FuturesOrdered::new();
         let began = clock::now();
         loop {
-            if began.elapsed() > shared.idle_timeout + Duration::from_secs(self.size / BYTES_PER_SECOND_MIN) {
+            if clock::now().saturating_duration_since(began)
+                > shared.idle_timeout + Duration::from_secs(self.size / BYTES_PER_SECOND_MIN)
+            {
                 return Err("data comes too slowly".into());
             }
             let before = self.octets.len();

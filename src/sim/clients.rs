@@ -41,6 +41,33 @@ pub(super) fn stop(world: &World) {
     lock(&world.ledger).is_over = true;
 }
 
+/// Each node takes a message now.
+pub(super) fn probe(world: &mut World) -> Result<(), String> {
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    for node in 1..=NODES {
+        let (ledger, taken) = (world.ledger.clone(), taken.clone());
+        let probe = async move {
+            let door: SocketAddr = (relay::address(node), 25).into();
+            let Ok(stream) = connect_from(None, door).await else { return };
+            let mut c = BufReader::new(stream);
+            if reply(&mut c).await != Some(220) || command(&mut c, "EHLO client.test").await != Some(250) {
+                return;
+            }
+            let recipients = [customers::anybody()];
+            let number = lock(&ledger).send(&recipients);
+            if send(&mut c, number, &recipients).await == Some(250) {
+                lock(&ledger).answered(number, Told::Accepted);
+                lock(&taken).push(node);
+            }
+        };
+        let now = world.now();
+        let spawned = world.others[&address()].within(now, || drop(tokio::spawn(probe)));
+        spawned.ok_or("the clients' host is down")?;
+    }
+    let what = "a message taken by each node after all was mended";
+    world.wait_until(Duration::from_secs(20), what, |_| lock(&taken).len() as u64 == NODES)
+}
+
 async fn client(mut chance: Chance, ledger: Arc<Mutex<Ledger>>) {
     let ledger = || lock(&ledger);
     while !ledger().is_over {

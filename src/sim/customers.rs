@@ -17,12 +17,22 @@ pub(super) const DOMAINS: [&str; 3] = ["senders.test", "one.test", "two.test"];
 /// Users of each; nobody takes mail for the last.
 const USERS: [&str; 4] = ["ann", "bob", "cat", "nobody"];
 
+/// Whether its server refuses a recipient for good.
+pub(super) fn is_refused(recipient: &str) -> bool {
+    recipient.starts_with("nobody@")
+}
+
 pub(super) fn address(host: u8) -> IpAddr {
     IpAddr::from([10, 0, 2, host])
 }
 
 pub(super) fn addresses() -> impl Iterator<Item = IpAddr> {
     (1..=DOMAINS.len() as u8).map(address)
+}
+
+/// One who is not refused.
+pub(super) fn anybody() -> String {
+    format!("{}@{}", USERS[0], DOMAINS[1])
 }
 
 /// One to four of the customers' users.
@@ -40,6 +50,7 @@ pub(super) fn some_recipients(chance: &mut Chance) -> Vec<String> {
 /// Starts a customer's server, if it is down.
 pub(super) fn start(world: &mut World, address: IpAddr) {
     let (seed, ledger) = (world.chance.next(), world.ledger.clone());
+    let domain = addresses().zip(DOMAINS).find(|(own, _)| *own == address).map_or("", |(_, domain)| domain);
     let host = world.others.get_mut(&address).expect("a customer");
     if host.is_up() {
         return;
@@ -49,7 +60,7 @@ pub(super) fn start(world: &mut World, address: IpAddr) {
         let Ok(listener) = Listener::bind(&door).await else { return };
         let mut chance = Chance(seed);
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(BufReader::new(stream), Chance(chance.next()), ledger.clone()));
+            tokio::spawn(serve(BufReader::new(stream), domain, Chance(chance.next()), ledger.clone()));
         }
     });
 }
@@ -58,7 +69,12 @@ async fn say(c: &mut BufReader<Stream>, text: &str) -> Option<()> {
     c.write_all(format!("{text}\r\n").as_bytes()).await.ok()
 }
 
-async fn serve(mut c: BufReader<Stream>, mut chance: Chance, ledger: Arc<Mutex<Ledger>>) -> Option<()> {
+async fn serve(
+    mut c: BufReader<Stream>,
+    domain: &'static str,
+    mut chance: Chance,
+    ledger: Arc<Mutex<Ledger>>,
+) -> Option<()> {
     let ledger = || lock(&ledger);
     let mut recipients: Vec<String> = Vec::new();
     say(&mut c, "220 customer.test").await?;
@@ -72,12 +88,18 @@ async fn serve(mut c: BufReader<Stream>, mut chance: Chance, ledger: Arc<Mutex<L
         match word.as_str() {
             "EHLO" => say(&mut c, "250-customer.test\r\n250-PIPELINING\r\n250 8BITMIME").await?,
             "MAIL" | "RSET" => {
+                if domain == DOMAINS[0] && word == "MAIL" && !line.contains("<>") {
+                    ledger().wrong.push(format!("what goes to a sender has one: {line}"));
+                }
                 recipients.clear();
                 say(&mut c, "250 2.0.0 ok").await?;
             }
             "RCPT" => {
                 let recipient = line.split(['<', '>']).nth(1).unwrap_or("").to_owned();
-                if recipient.starts_with("nobody@") {
+                if !recipient.ends_with(&format!("@{domain}")) {
+                    ledger().wrong.push(format!("{recipient} is wanted of the server of {domain}"));
+                }
+                if is_refused(&recipient) {
                     say(&mut c, "550 5.1.1 no such user").await?;
                 } else if !is_calm && chance.below(20) == 0 {
                     say(&mut c, "450 4.2.0 not now").await?;
@@ -99,7 +121,7 @@ async fn serve(mut c: BufReader<Stream>, mut chance: Chance, ledger: Arc<Mutex<L
                     sleep(chance.ms(100, 5000)).await;
                 }
                 let is_silent = (8..11).contains(&choice);
-                if is_silent {
+                if is_silent && choice != 8 {
                     ledger().ambiguous += recipients.len() as u64;
                 }
                 if choice != 8 {

@@ -16,8 +16,18 @@ struct Process {
     runtime: Option<Runtime>,
     crew: Arc<Crew>,
     disk: SimDisk,
-    /// Time that has passed for it while it did nothing.
-    behind: Duration,
+    /// When it first did something, in simulated time.
+    began: Option<Duration>,
+    /// What its clock says has passed since then: whole milliseconds, as the runtime's clock knows no others.
+    clock: Duration,
+}
+
+impl Process {
+    /// What its clock has to say at a moment.
+    fn clock_at(&self, now: Duration, rate: u32) -> Duration {
+        let passed = now.saturating_sub(self.began.unwrap_or(now));
+        Duration::from_millis((passed.as_micros() * u128::from(rate) / 1_000_000_000) as u64)
+    }
 }
 
 /// A machine.
@@ -28,7 +38,7 @@ pub(super) struct Host {
     process: Option<Process>,
     /// Its process does nothing before this.
     pub(super) stopped_until: Duration,
-    /// How fast its clock goes, in millionths of simulated time.
+    /// How fast its clock goes: millionths of its time in one of simulated time.
     pub(super) clock_rate: u32,
 }
 
@@ -83,24 +93,25 @@ impl Host {
             }
         });
         runtime.spawn(main);
-        self.process = Some(Process { runtime: Some(runtime), crew, disk, behind: Duration::ZERO });
+        self.process =
+            Some(Process { runtime: Some(runtime), crew, disk, began: None, clock: Duration::ZERO });
         self.stopped_until = Duration::ZERO;
     }
 
     /// The process does nothing for a while, as after SIGSTOP.
     pub(super) fn stop_for(&mut self, now: Duration, how_long: Duration) {
-        if let Some(process) = &mut self.process {
-            let until = self.stopped_until.max(now) + how_long;
-            tracing::info!(address = %self.address, ?now, ?until, "stopped");
-            process.behind += until - self.stopped_until.max(now);
-            self.stopped_until = until;
+        if self.process.is_some() {
+            self.stopped_until = self.stopped_until.max(now) + how_long;
+            tracing::info!(address = %self.address, ?now, until = ?self.stopped_until, "stopped");
         }
     }
 
     /// Looks at the process from within, if it is one that could act now.
     pub(super) fn within<T>(&self, now: Duration, look: impl FnOnce() -> T) -> Option<T> {
         // Time that it has slept through comes to it before it does anything.
-        let is_awake = |process: &&Process| now >= self.stopped_until && process.behind.is_zero();
+        let is_awake = |process: &&Process| {
+            now >= self.stopped_until && process.clock == process.clock_at(now, self.clock_rate)
+        };
         let process = self.process.as_ref().filter(is_awake)?;
         let _entered = process.runtime.as_ref()?.enter();
         Some(self.net.scope(self.address, || process.crew.scope(look)))
@@ -116,16 +127,21 @@ impl Host {
         if now < self.stopped_until {
             return Ok(());
         }
-        let behind = std::mem::take(&mut process.behind);
+        process.began.get_or_insert(now);
+        let clock = process.clock_at(now + step, self.clock_rate);
+        let passes = clock - std::mem::replace(&mut process.clock, clock);
+        if passes.is_zero() {
+            return Ok(());
+        }
         let _span = tracing::info_span!("host", address = %self.address, ?now).entered();
         let (crew, runtime) = (process.crew.clone(), process.runtime.as_ref().expect("it is up"));
         self.net.scope(self.address, || {
             crew.scope(|| {
                 runtime.block_on(async {
-                    if !behind.is_zero() {
-                        tokio::time::advance(behind).await;
+                    if passes > step {
+                        tokio::time::advance(passes - step).await;
                     }
-                    tokio::time::sleep(step * self.clock_rate / 1_000_000).await;
+                    tokio::time::sleep(passes.min(step)).await;
                 });
             });
         });

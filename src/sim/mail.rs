@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use holdfast_storage::disk::sim::SimDisk;
 
+use super::customers::is_refused;
 use super::world::Chance;
 
 /// Stands in each message with its number behind it, at the beginning and at the end.
@@ -34,6 +35,8 @@ pub(super) struct Mail {
 /// All messages.
 pub(super) struct Ledger {
     pub(super) mails: BTreeMap<u64, Mail>,
+    /// By message and recipient: the id of the notice that told of it.
+    notices: BTreeMap<(u64, String), String>,
     /// What must never be.
     pub(super) wrong: Vec<String>,
     /// Recipients in hand-offs whose reply was withheld on purpose: each may cost a repetition.
@@ -45,7 +48,14 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn new(disks: Vec<SimDisk>) -> Ledger {
-        Ledger { mails: BTreeMap::new(), wrong: Vec::new(), ambiguous: 0, is_over: false, disks }
+        Ledger {
+            mails: BTreeMap::new(),
+            notices: BTreeMap::new(),
+            wrong: Vec::new(),
+            ambiguous: 0,
+            is_over: false,
+            disks,
+        }
     }
 
     /// A new message for some recipients.
@@ -82,6 +92,9 @@ impl Ledger {
             self.wrong.push(format!("message {number} came altered"));
         }
         for recipient in recipients {
+            if is_refused(recipient) {
+                self.wrong.push(format!("message {number} was taken for {recipient}"));
+            }
             match mail.taken.get_mut(recipient) {
                 Some(count) => *count += 1,
                 None => self.wrong.push(format!("message {number} came for {recipient}")),
@@ -96,11 +109,25 @@ impl Ledger {
             self.wrong.push(format!("a notice about message {number}, which nobody sent"));
             return;
         };
-        for line in text.lines() {
-            let Some(recipient) = line.strip_prefix("Final-Recipient: rfc822; ") else { continue };
-            match mail.noticed.get_mut(recipient.trim()) {
-                Some(count) => *count += 1,
+        let about = text.lines().filter_map(|line| line.strip_prefix("Final-Recipient: rfc822; "));
+        let about: Vec<&str> = about.map(str::trim).collect();
+        if about.is_empty() {
+            self.wrong.push(format!("what came to the sender of message {number} is no notice"));
+        }
+        let own =
+            text.lines().find_map(|line| line.strip_prefix("Message-ID: ")).unwrap_or("none").to_string();
+        for recipient in about {
+            match mail.noticed.get_mut(recipient) {
+                Some(count) if is_refused(recipient) => *count += 1,
+                Some(_) => self
+                    .wrong
+                    .push(format!("a notice about {recipient} of message {number}, whom nobody refused")),
                 None => self.wrong.push(format!("a notice about {recipient} of message {number}")),
+            }
+            let known = self.notices.entry((number, recipient.to_string())).or_insert_with(|| own.clone());
+            if *known != own {
+                self.wrong
+                    .push(format!("two notices, {known} and {own}, about {recipient} of message {number}"));
             }
         }
     }

@@ -40,7 +40,9 @@ fn run(seed: u64, script: Script) -> Result<judge::Summary, String> {
     script(&mut world)?;
     clients::stop(&world);
     world.heal();
-    world.wait_until(Duration::from_secs(900), "an empty queue everywhere", judge::is_settled)?;
+    world.wait_until(Duration::from_secs(300), "an empty queue everywhere", judge::is_settled)?;
+    clients::probe(&mut world)?;
+    world.wait_until(Duration::from_secs(30), "an empty queue everywhere", judge::is_settled)?;
     // What was settled last is erased.
     world.go_on(Duration::from_secs(15))?;
     let summary = judge::judge(&world)?.took(world.now(), began.elapsed(), world.trace());
@@ -58,6 +60,7 @@ fn play(
 ) -> Result<judge::Summary, String> {
     let run = move || {
         holdfast_seeded::follow(seed);
+        world::note_panics();
         run(seed, Box::new(script))
     };
     std::thread::spawn(run).join().unwrap_or_else(|_| Err("it panicked".into()))

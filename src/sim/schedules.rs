@@ -7,7 +7,7 @@ use holdfast_cluster::net::sim::Link;
 use super::judge::Summary;
 use super::relay::{self, NODES, Order};
 use super::world::World;
-use super::{judge, nemesis, number, play};
+use super::{clients, judge, nemesis, number, play};
 
 /// Who says of itself that it leads, the newest first: one that is cut off need not know of the next.
 fn leader(world: &World) -> Option<u64> {
@@ -54,19 +54,31 @@ fn p4_who_hands_over_delivers_no_more() {
     });
 }
 
-/// A leader that is cut off has its lease still, and those who promised it have forgotten that: they were killed, and are back at once.
+/// A leader has its lease still by what one follower promised, and that one has forgotten it: it was killed, and is back at once. The
+/// other has been cut off from the leader before, and stands for election again and again. (A start asks all others first, which takes
+/// longer than the lease where one is cut off; that nobody votes before the promise is over is not needed here.)
 #[test]
 fn p4_voters_that_restart_within_the_lease_keep_their_promise() {
     schedule(2, |world| {
         for _ in 0..20 {
             let old = wait_leader(world)?;
-            world.go_on(Duration::from_millis(500))?;
-            for other in (1..=NODES).filter(|id| *id != old) {
-                world.net.cut(relay::address(old), relay::address(other));
-                world.net.cut(relay::address(other), relay::address(old));
-                world.kill(other, true);
-                world.boot(other);
+            let (voter, candidate) = (1 + old % NODES, 1 + (old + 1) % NODES);
+            let part = |world: &World, from| {
+                world.net.cut(relay::address(old), relay::address(from));
+                world.net.cut(relay::address(from), relay::address(old));
+            };
+            // Nothing is written meanwhile: who has less than the voter would not be elected anyhow.
+            for node in 1..=NODES {
+                world.net.cut(clients::address(), relay::address(node));
             }
+            world.go_on(Duration::from_secs(4))?;
+            part(world, candidate);
+            world.go_on(Duration::from_millis(1_000))?;
+            let apart = world.chance.ms(0, 900);
+            world.go_on(apart)?;
+            part(world, voter);
+            world.kill(voter, true);
+            world.boot(voter);
             let is_new = |world: &World| leader(world).is_some_and(|leader| leader != old);
             world.wait_until(Duration::from_secs(30), "another leader", is_new)?;
             world.net.mend();

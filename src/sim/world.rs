@@ -46,6 +46,18 @@ impl Chance {
     }
 }
 
+/// What panicked in this process, wherever: a task that does is gone without another word.
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// From now on it is known what panics.
+pub(super) fn note_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        lock(&PANICS).push(panic.to_string());
+        before(panic);
+    }));
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -194,7 +206,9 @@ impl World {
             let seen = lock(shown);
             // Who has to write before it can start may find no room for that; as it runs, that is no reason to end.
             let lacks_room = |why: &String| seen.running.is_none() && why.contains("no storage space");
-            let may_end = self.fails.contains(id) || seen.ended.as_ref().is_some_and(lacks_room);
+            let has_failed = |why: &String| self.fails.contains(id) && why.contains("Input/output error");
+            let may_end =
+                seen.ended.as_ref().is_some_and(has_failed) || seen.ended.as_ref().is_some_and(lacks_room);
             if seen.has_stopped || seen.ended.is_some() && may_end {
                 over.push(*id);
             } else if let Some(why) = &seen.ended {
@@ -215,6 +229,9 @@ impl World {
             if std::env::var_os("HOLDFAST_SIM_TRACE").is_some() {
                 println!("{:?} {seen}", self.now);
             }
+        }
+        if let Some(panic) = lock(&PANICS).first() {
+            return Err(format!("at {:?}: {panic}", self.now));
         }
         let ledger = lock(&self.ledger);
         match ledger.wrong.first() {
