@@ -274,7 +274,8 @@ pub(crate) async fn mend(
     for lost in log.lost() {
         match applied.is_some_and(|at| lost.index <= at.index) && !needed.contains(&lost.index) {
             true => log.erase(lost.index),
-            false => wanted.push(lost),
+            false if may_be_needed(cluster, lost.index) => wanted.push(lost),
+            false => {}
         }
     }
     // Behind damage that was dealt with before there may have been more: what the state needs and the log does not have.
@@ -320,7 +321,7 @@ pub(crate) async fn watch(cluster: Cluster) {
     let mut said = None;
     loop {
         tokio::time::sleep(LOOK).await;
-        for lost in log.lost() {
+        for lost in log.lost().into_iter().filter(|lost| may_be_needed(&cluster, lost.index)) {
             let fetched = fetch(&cluster, &Holders::now(&cluster).await, lost).await;
             if is_settled(&cluster, lost.index) {
                 log.erase(lost.index);
@@ -336,6 +337,12 @@ pub(crate) async fn watch(cluster: Cluster) {
             }
         }
     }
+}
+
+/// Whether an entry of the log or the state as it is can need a body. One that is neither came with a snapshot which was not completed, and
+/// comes again with the next.
+fn may_be_needed(cluster: &Cluster, index: LogIndex) -> bool {
+    *cluster.inner.applied.borrow() > index.0 || cluster.inner.log.term_of(index).is_some()
 }
 
 /// Whether the entry was applied here and the state does not need its body any more.
