@@ -59,7 +59,7 @@ pub struct Nemesis {
     /// What it needs.
     pub needs: Needs,
     harm: Harm,
-    /// For how long it stays broken, in milliseconds.
+    /// For how long it stays broken, in milliseconds: what takes the leader away, longer than it takes for another one to lead.
     lasts: (u64, u64),
 }
 
@@ -75,11 +75,11 @@ const fn new(
 
 /// All of them.
 pub const ALL: [Nemesis; 17] = [
-    new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (500, 6_000)),
+    new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (2_500, 6_000)),
     new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
     new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (1_000, 5_000)),
     new("kill-all", "SIGKILL to all nodes at once", Needs::Nothing, Harm::Kill(Whom::All), (100, 2_000)),
-    new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (1_000, 10_000)),
+    new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (3_000, 10_000)),
     new(
         "pause-follower",
         "SIGSTOP to a follower",
@@ -95,7 +95,7 @@ pub const ALL: [Nemesis; 17] = [
         "no packet to or from the leader",
         Needs::Hosts,
         Harm::Isolate(Whom::Leader),
-        (1_000, 8_000),
+        (3_000, 8_000),
     ),
     new(
         "isolate-follower",

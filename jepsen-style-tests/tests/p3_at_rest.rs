@@ -16,7 +16,13 @@ fn send(nodes: &Nodes, names: std::ops::Range<usize>, history: &mut Vec<Sent>) {
     for n in names {
         let node = 1 + n as u64 % 3;
         let name = format!("canary{n:02}");
-        let mut client = Client::connect(node, &nodes.smtp(node)).unwrap();
+        let mut client = None;
+        // One that was started a moment ago opens its doors last.
+        wait_for("a node to open its doors", Duration::from_secs(20), || {
+            client = Client::connect(node, &nodes.smtp(node)).ok();
+            client.is_some()
+        });
+        let mut client = client.unwrap();
         // One of them is larger than a piece.
         let sent = client.transact(
             &name,
