@@ -24,12 +24,15 @@ use crate::state_machine::StateMachine;
 use crate::transfer::{Arriving, Transfers};
 use crate::types::{Raft, position};
 
+/// The role of a node that has not caught up since it started, or lacks what it lost: it counts for nothing that others may rely on.
+pub const RECOVERING: &str = "recovering";
+
 /// What a node says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct NodeReport {
     /// Its id.
     pub id: u64,
-    /// `leader`, `follower`, `learner`, `recovering` or, said by others, `unreachable`.
+    /// `leader`, `follower`, `learner`, or [`RECOVERING`].
     pub role: String,
     /// Its term.
     pub term: u64,
@@ -312,9 +315,10 @@ impl Cluster {
         let metrics = metrics.borrow_watched();
         let role = match metrics.state {
             ServerState::Leader => "leader",
+            _ if !self.inner.is_whole.load(Ordering::Relaxed) => RECOVERING,
             ServerState::Follower | ServerState::Candidate => "follower",
             ServerState::Learner => "learner",
-            _ => "recovering",
+            _ => RECOVERING,
         };
         let space = self.inner.log.space();
         NodeReport {

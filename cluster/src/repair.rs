@@ -218,6 +218,9 @@ pub(crate) async fn catch_up(cluster: &Cluster) {
         }
         let applied = *cluster.inner.applied.borrow();
         if target.is_some_and(|target| applied >= target) && cluster.inner.log.doubt().is_none() {
+            if said {
+                tracing::info!(applied, "this node has what it lost, and holds back no more");
+            }
             return;
         }
         if !said {

@@ -223,6 +223,8 @@ fn damage_all(harms: &[&str]) {
         let said = nodes.stderr(victim)[before..].to_string();
         let noticed = said.contains("damage") || said.contains("the tail of the log was cut off");
         assert!(noticed, "{harm}: nobody noticed; {said}");
+        let is_back = !said.contains("holds back until") || said.contains("holds back no more");
+        assert!(is_back, "{harm}: it was told to be well while it lacked something; {said}");
         wait_for_copies(&nodes, victim);
         // It counts: another may go, and comes back.
         let other = (1..=3).find(|id| *id != victim).unwrap();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, NodeReport, ProposeError};
+use holdfast_cluster::{Bytes, Cluster, Fence, LogIndex, NodeReport, ProposeError, RECOVERING};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -552,12 +552,13 @@ impl Admin {
             .nodes
             .iter()
             .map(|(id, (member, node))| {
-                let behind = node.as_ref().is_some_and(|n| n.leader.is_none());
-                let healthy = node.is_some() && !behind;
+                let recovers = node.as_ref().is_some_and(|n| n.role == RECOVERING);
+                let healthy = node.as_ref().is_some_and(|n| n.leader.is_some()) && !recovers;
                 let about = about(node);
                 let own_why_not = match node {
                     None => Some("unreachable".into()),
                     Some(_) if report.leader.is_none() => Some("no leader".into()),
+                    Some(_) if recovers => Some("it gets what it lacks from the others".into()),
                     Some(_) => about.as_ref().and_then(|about| about.why_not.clone()),
                 };
                 json!({
