@@ -10,7 +10,9 @@ use crate::tools::{find, wait_for};
 /// A mounted file system; it is unmounted with this value.
 pub struct SmallDisk {
     image: tempfile::NamedTempFile,
-    mount: tempfile::TempDir,
+    mount: PathBuf,
+    /// The directory it is mounted at, if that is its own.
+    _own: Option<tempfile::TempDir>,
 }
 
 impl SmallDisk {
@@ -19,23 +21,52 @@ impl SmallDisk {
     /// # Panics
     /// If it is not possible and `HOLDFAST_REQUIRE_PEERS` is set: in CI it must be.
     pub fn new(mib: u64) -> Option<SmallDisk> {
+        let own = tempfile::Builder::new().prefix("holdfast-disk-").tempdir().expect("a directory");
+        let mut disk = SmallDisk::at(mib, own.path());
+        match &mut disk {
+            Some(disk) => disk._own = Some(own),
+            None => {
+                assert!(
+                    std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(),
+                    "a loop device cannot be mounted"
+                );
+                eprintln!("skipped: a loop device cannot be mounted here; this run does not count");
+            }
+        }
+        disk
+    }
+
+    /// A file system of so many MiB, mounted at this directory, which is made if it is not there. `None` if this machine does not let us
+    /// mount one.
+    ///
+    /// # Panics
+    /// If there is no room for its image.
+    pub fn at(mib: u64, mount: &Path) -> Option<SmallDisk> {
         let image = tempfile::NamedTempFile::new().expect("a temporary file");
         image.as_file().set_len(mib << 20).expect("a sparse file");
-        let mount = tempfile::Builder::new().prefix("holdfast-disk-").tempdir().expect("a directory");
-        let mkfs = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(image.path()));
-        let mounted =
-            mkfs && run(Command::new("mount").args(["-o", "loop"]).arg(image.path()).arg(mount.path()));
-        if !mounted {
-            assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "a loop device cannot be mounted");
-            eprintln!("skipped: a loop device cannot be mounted here; this run does not count");
-            return None;
-        }
-        Some(SmallDisk { image, mount })
+        std::fs::create_dir_all(mount).expect("a directory");
+        let disk = SmallDisk { image, mount: mount.into(), _own: None };
+        let is_made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(disk.image.path()));
+        (is_made && disk.mount()).then_some(())?;
+        drop(std::fs::remove_dir(mount.join("lost+found")));
+        Some(disk)
+    }
+
+    fn mount(&self) -> bool {
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.image.path()).arg(&self.mount))
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        self.mount.path()
+        &self.mount
+    }
+
+    /// The numbers of its block device, `7:0`. Nothing if they cannot be had.
+    pub fn device(&self) -> Option<String> {
+        let mut command = Command::new("findmnt");
+        let output = command.args(["-n", "-o", "MAJ:MIN", "-M"]).arg(&self.mount).output().ok()?;
+        let numbers = String::from_utf8_lossy(&output.stdout).trim().to_string();
+        numbers.contains(':').then_some(numbers)
     }
 
     /// Cuts its power: what was not synced is gone, as far as the system has not written it by itself. Nobody may be using it: kill
@@ -52,12 +83,10 @@ impl SmallDisk {
         assert!(copied.is_ok_and(|status| status.success()), "the image cannot be copied");
         // Into the old image, which nobody looks at any more.
         wait_for("nobody to use the disk", Duration::from_secs(10), || {
-            run(Command::new("umount").arg(self.mount.path()))
+            run(Command::new("umount").arg(&self.mount))
         });
         self.image = copy;
-        let mounted =
-            run(Command::new("mount").args(["-o", "loop"]).arg(self.image.path()).arg(self.mount.path()));
-        assert!(mounted, "the disk cannot be mounted after a power cut");
+        assert!(self.mount(), "the disk cannot be mounted after a power cut");
     }
 
     /// Whether `needle` stands anywhere on the medium, whatever the file system says.
@@ -65,7 +94,7 @@ impl SmallDisk {
     /// # Panics
     /// If the medium cannot be read.
     pub fn medium_contains(&self, needle: &[u8]) -> bool {
-        assert!(run(Command::new("sync").arg("-f").arg(self.mount.path())), "it cannot be synced");
+        assert!(run(Command::new("sync").arg("-f").arg(&self.mount)), "it cannot be synced");
         let octets = std::fs::read(self.image.path()).expect("the image is ours");
         find(&octets, needle)
     }
@@ -92,7 +121,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily, since a process that was killed a moment ago may still be letting go of it.
-        run(Command::new("umount").arg("-l").arg(self.mount.path()));
+        run(Command::new("umount").arg("-l").arg(&self.mount));
         drop(self.image.as_file().set_len(0));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::history::{Custody, What};
+use crate::nemesis::CLOCK_STEPS;
 use crate::nodes::Nodes;
 use crate::record::Record;
 
@@ -62,10 +63,21 @@ pub(crate) fn read_maillogs(nodes: &Nodes, epoch: std::time::SystemTime, record:
     for id in 1..=3 {
         for line in nodes.maillog(id).lines() {
             let Some((at, what)) = custody_line(id, line) else { continue };
-            let at = Duration::from_millis((at - epoch).max(0) as u64);
+            let at = Duration::from_millis(unstepped(at - epoch, record.now()));
             record.note_at(began + at, what);
         }
     }
+}
+
+/// When a line was written, in milliseconds from the beginning of a run of this length, by the node's own wall clock, which may have been
+/// set wrong.
+fn unstepped(at: i64, length: u64) -> u64 {
+    // Clocks differ by some milliseconds as it is.
+    const SLACK: i64 = 60_000;
+    let possible = -SLACK..length as i64 + SLACK;
+    let steps = CLOCK_STEPS.iter().map(|hours| at - hours * 3_600_000);
+    let right = std::iter::once(at).chain(steps).find(|at| possible.contains(at));
+    right.unwrap_or(at).max(0) as u64
 }
 
 /// What nodes wrote of threads that panicked.
@@ -134,6 +146,14 @@ mod tests {
         assert!(
             custody_line(1, "2026-03-01T01:00:00.250+01:00 node-1 holdfast/qmgr[7]: 4F2A: removed").is_none()
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_wrong_is_understood() {
+        for hours in [0, 20 * 24, -20] {
+            assert_eq!(unstepped(12_345 + hours * 3_600_000, 60_000), 12_345, "{hours} hours");
+        }
+        assert_eq!(unstepped(-3, 60_000), 0);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A machine for each node: network namespaces on one bridge, with links that can be cut in each direction or lose packets.
+//! A machine for each node: network namespaces on one bridge, or on a switch of the harness's own whose wires can be as bad as one likes, with
+//! links that can be cut in each direction.
 //!
 //! All of it is made in namespaces of the harness's own, in which it is process 1: when it ends, however it ends, its processes,
 //! interfaces and mounts are gone with it.
@@ -6,6 +7,12 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::OnceLock;
+
+use crate::cgroup::Group;
+use crate::disk::SmallDisk;
+use crate::scratch::PREFIX;
+use crate::wires::{Quality, Switch};
 
 /// Set in the process that runs inside.
 const INSIDE: &str = "HOLDFAST_OWN_MACHINE";
@@ -54,26 +61,60 @@ pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some() && std::process::id() == 1
 }
 
+/// Whether this process may besides mount disks on loop devices and make control groups. It is tried.
+pub fn is_root() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    let can = || {
+        let mount = tempfile::tempdir().ok()?;
+        SmallDisk::at(16, mount.path())?;
+        Group::new(&format!("{PREFIX}{}", std::process::id()), 1 << 30).ok()
+    };
+    *CAN.get_or_init(|| is_inside() && can().is_some())
+}
+
 /// The machines.
 pub struct Hosts {
     count: u64,
+    switch: Option<Switch>,
 }
 
 impl Hosts {
-    /// Makes so many, in the namespaces of this process.
+    /// Makes so many, in the namespaces of this process. With a seed for their chances their wires can be made bad; each frame passes
+    /// through this process then.
     ///
     /// # Errors
     /// If a command fails; its name and its words.
-    pub fn new(count: u64) -> Result<Hosts, NoHosts> {
+    pub fn new(count: u64, wires: Option<u64>) -> Result<Hosts, NoHosts> {
         run("mount -t tmpfs tmpfs /run")?;
         run("ip link set lo up")?;
-        run("ip link add br0 type bridge")?;
-        run(&format!("ip addr add {}/24 dev br0", Hosts::OUTSIDE))?;
-        run("ip link set br0 up")?;
+        let no_tap = |why: std::io::Error| NoHosts { what: "a tap device".into(), why: why.to_string() };
+        let switch = wires.map(|seed| Switch::start(count as usize + 1, seed)).transpose().map_err(no_tap)?;
+        let outside = match &switch {
+            Some(_) => {
+                run(&format!("ip link set {} address {}", Switch::port(0), Switch::address(0)))?;
+                Switch::port(0)
+            }
+            None => {
+                run("ip link add br0 type bridge")?;
+                "br0".into()
+            }
+        };
+        run(&format!("ip addr add {}/24 dev {outside}", Hosts::OUTSIDE))?;
+        run(&format!("ip link set {outside} up"))?;
         for id in 1..=count {
             run(&format!("ip netns add n{id}"))?;
-            run(&format!("ip link add v{id} type veth peer name eth0 netns n{id}"))?;
-            run(&format!("ip link set v{id} master br0 up"))?;
+            match &switch {
+                Some(_) => {
+                    let port = Switch::port(id as usize);
+                    run(&format!("ip link set {port} address {}", Switch::address(id as usize)))?;
+                    run(&format!("ip link set {port} netns n{id}"))?;
+                    run(&format!("ip -n n{id} link set {port} name eth0"))?;
+                }
+                None => {
+                    run(&format!("ip link add v{id} type veth peer name eth0 netns n{id}"))?;
+                    run(&format!("ip link set v{id} master br0 up"))?;
+                }
+            }
             run(&format!("ip -n n{id} addr add {}/24 dev eth0", Hosts::address(id)))?;
             run(&format!("ip -n n{id} link set eth0 up"))?;
             run(&format!("ip -n n{id} link set lo up"))?;
@@ -81,7 +122,7 @@ impl Hosts {
             let chain = "add chain ip links in { type filter hook input priority 0 ; }";
             nft(id, chain)?;
         }
-        Ok(Hosts { count })
+        Ok(Hosts { count, switch })
     }
 
     /// Where senders, customers and operators are.
@@ -117,11 +158,33 @@ impl Hosts {
         (1..=self.count).try_for_each(|id| nft(id, &rule))
     }
 
+    /// Connections from one node to another are reset, by the one that was called.
+    ///
+    /// # Errors
+    /// If it cannot be done.
+    pub fn reset(&self, from: u64, to: u64) -> Result<(), NoHosts> {
+        let from = Hosts::address(from);
+        nft(to, &format!("add rule ip links in ip saddr {from} meta l4proto tcp reject with tcp reset"))
+    }
+
+    /// The wires between these nodes are like this in both directions.
+    ///
+    /// # Errors
+    /// If the machines were made without wires.
+    pub fn wire(&self, a: u64, b: u64, quality: Quality) -> Result<(), NoHosts> {
+        let none = || NoHosts { what: format!("a wire from {a} to {b}"), why: "there is none".into() };
+        let switch = self.switch.as_ref().ok_or_else(none)?;
+        switch.wire(a as usize, b as usize, quality);
+        switch.wire(b as usize, a as usize, quality);
+        Ok(())
+    }
+
     /// All links are well again.
     ///
     /// # Errors
     /// If it cannot be done.
     pub fn mend(&self) -> Result<(), NoHosts> {
+        self.switch.iter().for_each(Switch::mend);
         (1..=self.count).try_for_each(|id| nft(id, "flush chain ip links in"))
     }
 }

@@ -5,6 +5,7 @@
 //! `nodes` runs the cluster, `sender` is a strict client, `customer` a scripted destination; `history` is what happened and
 //! `checkers` what it means. A test breaks something and asks the checkers.
 
+pub mod cgroup;
 pub mod checkers;
 pub mod customer;
 pub mod disk;
@@ -23,8 +24,11 @@ pub mod random;
 pub mod record;
 pub mod report;
 pub mod run;
+mod scratch;
 pub mod sender;
+mod tls;
 pub mod tools;
 pub mod verdict;
 mod watcher;
+pub mod wires;
 pub mod workload;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Parser, Subcommand};
 use jepsen_style_tests::folder::{self, Options};
 use jepsen_style_tests::history::History;
-use jepsen_style_tests::nemesis::{self, Nemesis};
+use jepsen_style_tests::nemesis::{self, Needs, Nemesis};
 use jepsen_style_tests::random::Random;
 use jepsen_style_tests::verdict::{Answer, Judgement};
 use jepsen_style_tests::workload::{self, Workload};
@@ -89,15 +89,13 @@ fn main() -> ExitCode {
             }
             let (nemeses, others): (Vec<_>, Vec<_>) = nemeses.into_iter().partition(run::is_possible);
             if let Some(needy) = others.first().filter(|_| nemesis != "all") {
-                return usage(&format!("{} takes namespaces, which cannot be made here", needy.name));
+                return usage(&format!("{} takes {}, which cannot be had here", needy.name, needs(needy)));
             }
             // What cannot be delivered fills such a disk by itself.
-            let nemeses: Vec<_> = nemeses
-                .into_iter()
-                .filter(|n| !workload.is_away || n.needs != nemesis::Needs::SmallDisks)
-                .collect();
+            let nemeses: Vec<_> =
+                nemeses.into_iter().filter(|n| !workload.is_away || !n.needs.has_small_disks()).collect();
             for needy in &others {
-                eprintln!("left out, since it takes namespaces, which cannot be made here: {}", needy.name);
+                eprintln!("left out: {} takes {}, which cannot be had here", needy.name, needs(needy));
             }
             eprintln!("three nodes of {}", binary.display());
             let seed = seed.unwrap_or_else(seed_of_now);
@@ -148,13 +146,24 @@ fn chosen(names: &str) -> Option<Vec<Nemesis>> {
     }
 }
 
+/// What a nemesis takes, in words.
+fn needs(nemesis: &Nemesis) -> &'static str {
+    match nemesis.needs {
+        Needs::Nothing => "nothing",
+        Needs::Hosts | Needs::SmallDisks => "namespaces",
+        Needs::Wires => "namespaces and tap devices",
+        Needs::Strace => "strace",
+        Needs::Faketime => "libfaketime",
+        Needs::Root => "root, for disks on loop devices and control groups",
+    }
+}
+
 fn list() -> ExitCode {
     println!("workloads");
     workload::ALL.iter().for_each(|w| println!("  {:<17} {}", w.name, w.about));
     println!("nemeses");
     for nemesis in nemesis::all() {
-        let needs = if nemesis.needs == nemesis::Needs::Nothing { "" } else { " (takes namespaces)" };
-        println!("  {:<17} {}{needs}", nemesis.name, nemesis.about);
+        println!("  {:<17} {} (takes {})", nemesis.name, nemesis.about, needs(&nemesis));
     }
     println!("checkers");
     checkers::ALL.iter().for_each(|(name, about, _)| println!("  {name:<17} {about}"));

@@ -3,15 +3,24 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::customer::Customer;
+use crate::disk::SmallDisk;
 use crate::hosts::Hosts;
 use crate::nodes::Nodes;
 use crate::random::Random;
+use crate::tools::waited;
+use crate::wires::Quality;
 
 /// Size of a small disk.
 pub const DISK_MIB: u64 = 400;
+
+/// By how many hours a wall clock is set wrong.
+pub const CLOCK_STEPS: [i64; 2] = [20 * 24, -20];
+/// How long a node may take to make its next sync, and to end when that failed.
+const SYNC: Duration = Duration::from_secs(5);
 
 /// What a nemesis needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +29,23 @@ pub enum Needs {
     Nothing,
     /// A machine for each node ([`Hosts`]).
     Hosts,
-    /// That, and a small disk for each.
+    /// That, and wires between them that can be made bad.
+    Wires,
+    /// Machines, and a small disk for each.
     SmallDisks,
+    /// All that root may have: machines, disks on loop devices, control groups.
+    Root,
+    /// strace(1).
+    Strace,
+    /// libfaketime.
+    Faketime,
+}
+
+impl Needs {
+    /// Whether each node has a small disk then.
+    pub fn has_small_disks(self) -> bool {
+        matches!(self, Needs::SmallDisks | Needs::Root)
+    }
 }
 
 /// What it does.
@@ -35,6 +59,12 @@ enum Harm {
     Bridge,
     OneWay,
     Lose,
+    Reset,
+    Wires(Whom, Quality),
+    PowerCut(Whom),
+    SlowDisk,
+    FailSync,
+    WallClock,
     FlipBits,
     LoseIndex,
     FillDisk,
@@ -45,6 +75,7 @@ enum Harm {
 enum Whom {
     Leader,
     Follower,
+    Any,
     Two,
     All,
 }
@@ -59,8 +90,13 @@ pub struct Nemesis {
     /// What it needs.
     pub needs: Needs,
     harm: Harm,
-    /// For how long it stays broken, in milliseconds: what takes the leader away, longer than it takes for another one to lead.
+    /// For how long it stays broken, in milliseconds: what takes the leader away, longer than it takes for another one to lead; what takes
+    /// two nodes away, until the third one takes no mail.
     lasts: (u64, u64),
+}
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
 }
 
 const fn new(
@@ -74,10 +110,10 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 17] = [
+pub const ALL: [Nemesis; 27] = [
     new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (2_500, 6_000)),
     new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
-    new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (1_000, 5_000)),
+    new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (7_000, 10_000)),
     new("kill-all", "SIGKILL to all nodes at once", Needs::Nothing, Harm::Kill(Whom::All), (100, 2_000)),
     new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (3_000, 10_000)),
     new(
@@ -87,7 +123,7 @@ pub const ALL: [Nemesis; 17] = [
         Harm::Pause(Whom::Follower),
         (1_000, 10_000),
     ),
-    new("pause-two", "SIGSTOP to two nodes", Needs::Nothing, Harm::Pause(Whom::Two), (1_000, 6_000)),
+    new("pause-two", "SIGSTOP to two nodes", Needs::Nothing, Harm::Pause(Whom::Two), (7_000, 10_000)),
     new("restart", "SIGTERM to a node, and a new start", Needs::Nothing, Harm::Restart, (0, 1_000)),
     new("transfer", "leadership is handed over", Needs::Nothing, Harm::Transfer, (100, 500)),
     new(
@@ -113,6 +149,67 @@ pub const ALL: [Nemesis; 17] = [
         (1_000, 8_000),
     ),
     new("loss", "a tenth of all packets between nodes is lost", Needs::Hosts, Harm::Lose, (1_000, 8_000)),
+    new("reset", "connections to and from the leader are reset", Needs::Hosts, Harm::Reset, (50, 500)),
+    new(
+        "jitter",
+        "packets between nodes take up to 100 ms, overtake each other, and some come twice",
+        Needs::Wires,
+        Harm::Wires(
+            Whom::All,
+            Quality { delay: (ms(0), ms(100)), overtakes: true, repeats: 10, ..Quality::GOOD },
+        ),
+        (2_000, 8_000),
+    ),
+    new(
+        "far-node",
+        "a node is 60 to 80 ms away, and a hundredth of its packets is lost",
+        Needs::Wires,
+        Harm::Wires(Whom::Any, Quality { delay: (ms(60), ms(80)), loses: 1, ..Quality::GOOD }),
+        (2_000, 8_000),
+    ),
+    new(
+        "narrow",
+        "wires between nodes carry 1 MB a second each",
+        Needs::Wires,
+        Harm::Wires(Whom::All, Quality { rate: Some(1_000_000), ..Quality::GOOD }),
+        (2_000, 8_000),
+    ),
+    new(
+        "flapping",
+        "the leader's wires are broken every other 700 ms",
+        Needs::Wires,
+        Harm::Wires(Whom::Leader, Quality { flaps: Some(ms(700)), ..Quality::GOOD }),
+        (3_000, 8_000),
+    ),
+    new(
+        "power-cut-one",
+        "the power of a node goes, and with it what its disk was not told to keep",
+        Needs::Root,
+        Harm::PowerCut(Whom::Any),
+        (100, 3_000),
+    ),
+    new(
+        "power-cut-all",
+        "the power of all nodes goes at once",
+        Needs::Root,
+        Harm::PowerCut(Whom::All),
+        (100, 2_000),
+    ),
+    new(
+        "fail-sync",
+        "a sync of a node's disk fails, upon which it has to end; it starts again",
+        Needs::Strace,
+        Harm::FailSync,
+        (100, 2_000),
+    ),
+    new(
+        "wall-clock",
+        "a node's wall clock is 20 days ahead, or 20 hours behind",
+        Needs::Faketime,
+        Harm::WallClock,
+        (4_000, 8_000),
+    ),
+    new("slow-disk", "a node's disk takes 1 MB a second", Needs::Root, Harm::SlowDisk, (2_000, 8_000)),
     new(
         "flip-bits",
         "a node is killed, bits of its log flip, it starts again",
@@ -169,6 +266,8 @@ pub struct World<'a> {
     pub nodes: &'a mut Nodes,
     /// Its machines, if each node has its own.
     pub hosts: Option<&'a Hosts>,
+    /// Its disks on loop devices, if each node has one.
+    pub disks: &'a mut [SmallDisk],
     /// Where its mail goes.
     pub customer: &'a Customer,
     /// Who leads, if anybody.
@@ -190,6 +289,7 @@ impl Nemesis {
         let mut choose = |whom| match whom {
             Whom::Leader => leader.map(|id| vec![id]),
             Whom::Follower => Some(vec![*random.pick(&followers)]),
+            Whom::Any => Some(vec![*random.pick(&all)]),
             Whom::Two => {
                 let spared = *random.pick(&all);
                 Some(all.into_iter().filter(|id| *id != spared).collect())
@@ -247,6 +347,49 @@ impl Nemesis {
                 hosts.lose(10).map_err(|_| mend(hosts)).ok()?;
                 broken(&all, &[], "a tenth of all packets is lost".into())
             }
+            Harm::Reset => {
+                let (hosts, leader) = (world.hosts?, leader?);
+                let mut pairs = followers.iter().flat_map(|other| [(leader, *other), (*other, leader)]);
+                pairs.try_for_each(|(from, to)| hosts.reset(from, to)).map_err(|_| mend(hosts)).ok()?;
+                broken(&[], &[], format!("connections of {leader} are reset"))
+            }
+            Harm::Wires(whom, quality) => {
+                let (hosts, victims) = (world.hosts?, choose(whom)?);
+                let mut pairs = [(1, 2), (1, 3), (2, 3)]
+                    .into_iter()
+                    .filter(|(a, b)| victims.contains(a) || victims.contains(b));
+                pairs.try_for_each(|(a, b)| hosts.wire(a, b, quality)).map_err(|_| mend(hosts)).ok()?;
+                // Whoever leads may be cut off, and nobody may lead for a while.
+                let noticed = if whom == Whom::Any { &victims[..] } else { &all };
+                broken(noticed, &[], format!("{} at {victims:?}", self.about))
+            }
+            Harm::PowerCut(whom) => {
+                let victims = choose(whom)?;
+                (world.disks.len() == all.len()).then_some(())?;
+                victims.iter().for_each(|id| nodes.kill(*id));
+                victims.iter().for_each(|id| world.disks[*id as usize - 1].cut_power());
+                broken(&victims, &victims, format!("cut the power of {victims:?}"))
+            }
+            Harm::SlowDisk => {
+                let victim = *random.pick(&all);
+                let device = world.disks.get(victim as usize - 1)?.device()?;
+                nodes.group(victim)?.limit_writes(&device, Some(1_000_000)).ok()?;
+                let noticed: &[u64] = if Some(victim) == leader { &all } else { &[victim] };
+                broken(noticed, &[], format!("the disk of {victim} is slow"))
+            }
+            Harm::FailSync => {
+                let victim = *random.pick(&all);
+                let status = fail_a_sync(nodes, victim)?;
+                let broken = broken(&[victim], &[victim], format!("a sync of {victim} failed"))?;
+                // That is how it ends if it cannot trust its disk.
+                let ended = Some((victim, status)).filter(|_| status != Some(4));
+                Some(Broken { ended: ended.into_iter().collect(), ..broken })
+            }
+            Harm::WallClock => {
+                let (victim, hours) = (*random.pick(&all), *random.pick(&CLOCK_STEPS));
+                nodes.set_clock(victim, hours);
+                broken(&[], &[], format!("the wall clock of {victim} is wrong by {hours} hours"))
+            }
             Harm::FlipBits => {
                 let victim = *random.pick(&all);
                 nodes.kill(victim);
@@ -282,20 +425,46 @@ impl Broken {
     /// Mends it.
     pub fn end(&self, world: &mut World<'_>) {
         match self.harm {
-            Harm::Kill(_) | Harm::Restart | Harm::FlipBits | Harm::LoseIndex => {
+            Harm::Kill(_)
+            | Harm::Restart
+            | Harm::PowerCut(_)
+            | Harm::FailSync
+            | Harm::FlipBits
+            | Harm::LoseIndex => {
                 self.nodes.iter().for_each(|id| world.nodes.start(*id));
             }
             Harm::Pause(_) => self.nodes.iter().for_each(|id| world.nodes.pause(*id, false)),
-            Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose => {
+            Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose | Harm::Reset | Harm::Wires(..) => {
                 world.hosts.into_iter().for_each(mend);
             }
+            Harm::SlowDisk => (1..).zip(world.disks.iter()).for_each(|(id, disk)| {
+                let is_mended = disk
+                    .device()
+                    .zip(world.nodes.group(id))
+                    .is_some_and(|(device, group)| group.limit_writes(&device, None).is_ok());
+                assert!(is_mended, "the disk of {id} cannot be mended");
+            }),
             Harm::FillDisk => {
                 (1..=3).for_each(|id| drop(std::fs::remove_file(filler(world.nodes, id))));
             }
+            Harm::WallClock => (1..=3).for_each(|id| world.nodes.set_clock(id, 0)),
             Harm::CustomerAway => world.customer.set_down(false),
             Harm::Transfer => {}
         }
     }
+}
+
+/// One sync of a node's fails, the next it makes; its exit status. Nothing if it makes none, or strace cannot be had.
+fn fail_a_sync(nodes: &mut Nodes, id: u64) -> Option<Option<i32>> {
+    let pid = nodes.pid(id)?.to_string();
+    let inject = "inject=fdatasync:error=EIO:when=1";
+    let mut strace = Command::new("strace");
+    let words = ["-q", "-f", "-e", "trace=fdatasync", "-e", inject, "-o", "/dev/null", "-p", &pid];
+    let mut strace = strace.args(words).stdin(Stdio::null()).stderr(Stdio::null()).spawn().ok()?;
+    let has_ended = waited(SYNC, || !nodes.is_running(id));
+    drop(strace.kill());
+    drop(strace.wait());
+    has_ended.then(|| nodes.wait_exit(id, SYNC))
 }
 
 /// Cuts links, all or none.

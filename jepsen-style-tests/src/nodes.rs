@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::cgroup::Group;
 use crate::hosts::Hosts;
+use crate::scratch::Scratch;
 use crate::tools::{wait_for, waited};
 
 /// A node that is told to end does so within this time.
@@ -42,10 +44,13 @@ pub fn holdfast(args: &[&str]) -> Output {
 
 /// A cluster and its files.
 pub struct Nodes {
-    dir: tempfile::TempDir,
+    dir: Scratch,
     /// Nothing if each has a machine of its own.
     base_port: Option<u16>,
     running: BTreeMap<u64, Child>,
+    groups: BTreeMap<u64, Group>,
+    /// The library by which nodes have wall clocks of their own.
+    faketime: Option<PathBuf>,
 }
 
 impl Nodes {
@@ -63,7 +68,7 @@ impl Nodes {
     /// # Panics
     /// If `init` fails.
     pub fn prepare_at(base_port: u16, edit: impl Fn(u64, String) -> String) -> Nodes {
-        let dir = new_dir();
+        let dir = Scratch::new();
         let path = dir.path().display().to_string();
         let output = holdfast(&["init", &path, "--base-port", &base_port.to_string()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -75,7 +80,7 @@ impl Nodes {
     /// # Panics
     /// If `init` fails.
     pub fn prepare_on_hosts(edit: impl Fn(u64, String) -> String) -> Nodes {
-        let dir = new_dir();
+        let dir = Scratch::new();
         let path = dir.path().display().to_string();
         let mut words = vec!["init".to_string(), path];
         for (id, power) in (1..).zip(["A", "B", "C"]) {
@@ -90,11 +95,7 @@ impl Nodes {
         })
     }
 
-    fn with_settings(
-        dir: tempfile::TempDir,
-        base_port: Option<u16>,
-        edit: impl Fn(u64, String) -> String,
-    ) -> Nodes {
+    fn with_settings(dir: Scratch, base_port: Option<u16>, edit: impl Fn(u64, String) -> String) -> Nodes {
         for id in 1..=3 {
             let file = dir.path().join(format!("node-{id}.toml"));
             let mut text = std::fs::read_to_string(&file).expect("init wrote it");
@@ -105,7 +106,46 @@ impl Nodes {
             );
             std::fs::write(&file, edit(id, text)).expect("the file is ours");
         }
-        Nodes { dir, base_port, running: BTreeMap::new() }
+        Nodes { dir, base_port, running: BTreeMap::new(), groups: BTreeMap::new(), faketime: None }
+    }
+
+    /// Each node that is started from now on has a control group of its own, and no more memory than this.
+    ///
+    /// # Errors
+    /// If the system lets us make none.
+    pub fn bound(&mut self, memory: u64) -> std::io::Result<()> {
+        let name = self.dir.name();
+        for id in 1..=3 {
+            self.groups.insert(id, Group::new(&format!("{name}-{id}"), memory)?);
+        }
+        Ok(())
+    }
+
+    /// Each node that is started from now on has a wall clock of its own, which goes right until [`Nodes::set_clock`] says otherwise.
+    pub fn with_clocks(&mut self, faketime: PathBuf) {
+        self.faketime = Some(faketime);
+        (1..=3).for_each(|id| self.set_clock(id, 0));
+    }
+
+    /// A node's wall clock goes wrong by so many hours within a second.
+    ///
+    /// # Panics
+    /// If the file that says so cannot be written.
+    pub fn set_clock(&self, id: u64, hours: i64) {
+        // Nobody reads half of it.
+        let (file, new) = (self.clock(id), self.clock(id).with_extension("new"));
+        std::fs::write(&new, format!("{hours:+}h\n"))
+            .and_then(|()| std::fs::rename(&new, &file))
+            .expect("a file of our own");
+    }
+
+    fn clock(&self, id: u64) -> PathBuf {
+        self.dir.path().join(format!("node-{id}.clock"))
+    }
+
+    /// A node's control group, if it has one.
+    pub fn group(&self, id: u64) -> Option<&Group> {
+        self.groups.get(&id)
     }
 
     /// Three running nodes that accept mail, with `test.example` routed to `customer`.
@@ -165,6 +205,12 @@ impl Nodes {
                 command
             }
         };
+        if let Some(library) = &self.faketime {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock(id));
+            // What is measured is not to be changed, and the file is read again after a second.
+            let names = ["FAKETIME_DONT_FAKE_MONOTONIC", "NO_FAKE_STAT", "FAKETIME_CACHE_DURATION"];
+            command.envs(names.map(|name| (name, "1")));
+        }
         let child = command
             .args(["run", "--config", &self.config(id)])
             .stdin(Stdio::null())
@@ -172,7 +218,9 @@ impl Nodes {
             .stderr(stderr)
             .spawn()
             .expect("the node's process starts");
+        let bounded = self.groups.get(&id).map_or(Ok(()), |group| group.add(child.id()));
         self.running.insert(id, child);
+        assert!(bounded.is_ok(), "node {id} cannot be put into its control group");
     }
 
     /// Process id of a running node.
@@ -303,10 +351,6 @@ impl Drop for Nodes {
             }
         }
     }
-}
-
-fn new_dir() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("holdfast-test-").tempdir().expect("a temporary directory")
 }
 
 /// Ports such that base + 1 to base + 23 are free now. The listeners of the tests bind before they are used, and a test that

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::checkers::ERASE_WITHIN;
+use crate::checkers::{ERASE_WITHIN, RESIDENT_MAX};
 use crate::customer::Customer;
+use crate::disk::SmallDisk;
 use crate::evidence::{canaries, left, panics, read_maillogs};
 use crate::folder::{Options, keep};
 use crate::history::{Fault, History, What};
@@ -16,7 +17,7 @@ use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
 use crate::sender::{Client, message};
-use crate::tools::{lock, waited};
+use crate::tools::{faketime, lock, waited};
 use crate::watcher::Watcher;
 use crate::workload::{Senders, Workload};
 
@@ -34,15 +35,28 @@ const TRIES: u32 = 20;
 /// # Panics
 /// If the cluster cannot be formed, or a file of the run not be written.
 pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &Path) -> History {
-    let hosts = hosts::is_inside().then(|| Hosts::new(3).expect("machines of our own"));
+    let has = |which: fn(Needs) -> bool| nemeses.iter().any(|nemesis| which(nemesis.needs));
+    let wires = has(|needs| needs == Needs::Wires).then_some(options.seed);
+    let hosts = hosts::is_inside().then(|| Hosts::new(3, wires).expect("machines of our own"));
     let listen = if hosts.is_some() { format!("{}:0", Hosts::OUTSIDE) } else { "127.0.0.1:0".into() };
     let (customer, senders_own) = (Customer::start_at(&listen), Customer::start_at(&listen));
     let mut nodes = match hosts {
         Some(_) => Nodes::prepare_on_hosts(|_, text| text),
         None => Nodes::prepare(|_, text| text),
     };
-    if nemeses.iter().any(|nemesis| nemesis.needs == Needs::SmallDisks) {
+    if let Some(library) = faketime().filter(|_| has(|needs| needs == Needs::Faketime)) {
+        nodes.with_clocks(library);
+    }
+    // What stands in a disk in memory counts as its node's memory: there that has no bound.
+    let mut disks = Vec::new();
+    if has(Needs::has_small_disks) && hosts::is_root() {
+        let disk = |id| SmallDisk::at(DISK_MIB, &nodes.data(id)).expect("a disk of our own");
+        disks.extend((1..=3).map(disk));
+    } else if has(Needs::has_small_disks) {
         (1..=3).for_each(|id| hosts::mount_disk(&nodes.data(id), DISK_MIB).expect("a disk of our own"));
+    }
+    if hosts::is_root() {
+        nodes.bound(RESIDENT_MAX).expect("control groups of our own");
     }
     (1..=3).for_each(|id| nodes.start(id));
     nodes.wait_accepting();
@@ -59,9 +73,10 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let senders = Senders::start(workload, &addresses, &mut random, &record);
     let until = Instant::now() + WARM_UP + Duration::from_secs(options.seconds);
     std::thread::sleep(WARM_UP);
-    let stage = Stage {
+    let mut stage = Stage {
         nodes: &nodes,
         hosts: hosts.as_ref(),
+        disks: &mut disks,
         customer: &customers.0,
         watcher: &watcher,
         record: &record,
@@ -99,10 +114,11 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     panics(&lock(&nodes)).into_iter().for_each(|what| record.note(what));
     let history = History { events: record.finish() };
     keep(folder, options, &history, &lock(&nodes));
-    if nemeses.iter().any(|nemesis| nemesis.needs == Needs::SmallDisks) {
-        (1..=3).for_each(|id| lock(&nodes).kill(id));
+    (1..=3).for_each(|id| lock(&nodes).kill(id));
+    if has(Needs::has_small_disks) && !hosts::is_root() {
         (1..=3).for_each(|id| hosts::unmount_disk(&lock(&nodes).data(id)));
     }
+    drop(disks);
     history
 }
 
@@ -121,6 +137,7 @@ fn probe(node: u64, address: &str, record: &Record) {
 struct Stage<'a> {
     nodes: &'a Mutex<Nodes>,
     hosts: Option<&'a Hosts>,
+    disks: &'a mut [SmallDisk],
     customer: &'a Customer,
     watcher: &'a Watcher,
     record: &'a Record,
@@ -128,7 +145,7 @@ struct Stage<'a> {
 
 impl Stage<'_> {
     /// One nemesis after the other, each of them once before any comes again, until the time is over and each was there.
-    fn torment(&self, nemeses: &[Nemesis], until: Instant, random: &mut Random) {
+    fn torment(&mut self, nemeses: &[Nemesis], until: Instant, random: &mut Random) {
         let mut number = 0;
         let mut is_first = true;
         while !nemeses.is_empty() && (is_first || Instant::now() < until) {
@@ -148,7 +165,7 @@ impl Stage<'_> {
     }
 
     /// Breaks something for a while, mends it, and waits until the cluster is well. False if there was nothing to break.
-    fn once(&self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
+    fn once(&mut self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
         let Stage { hosts, customer, watcher, record, .. } = *self;
         let leader = watcher.status().and_then(|s| s["leader"].as_u64());
         // Clients that see the first of it are to find the fault in the history.
@@ -156,7 +173,8 @@ impl Stage<'_> {
         watcher.expect_ends(true);
         let begun = {
             let mut nodes = lock(self.nodes);
-            nemesis.begin(&mut World { nodes: &mut nodes, hosts, customer, leader }, random)
+            nemesis
+                .begin(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, leader }, random)
         };
         let Some(broken) = begun else {
             watcher.expect_ends(false);
@@ -176,7 +194,7 @@ impl Stage<'_> {
         record.note(What::Away { nodes: Vec::new() });
         {
             let mut nodes = lock(self.nodes);
-            broken.end(&mut World { nodes: &mut nodes, hosts, customer, leader });
+            broken.end(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, leader });
         }
         watcher.expect_ends(false);
         if !waited(HEAL, || watcher.is_well()) {
@@ -190,5 +208,14 @@ impl Stage<'_> {
 
 /// Nemeses that can be had here.
 pub fn is_possible(nemesis: &Nemesis) -> bool {
-    nemesis.needs == Needs::Nothing || hosts::is_inside()
+    match nemesis.needs {
+        Needs::Nothing => true,
+        Needs::Hosts | Needs::Wires | Needs::SmallDisks => hosts::is_inside(),
+        Needs::Root => hosts::is_root(),
+        Needs::Strace => {
+            let mut strace = std::process::Command::new("strace");
+            strace.arg("-V").output().is_ok_and(|output| output.status.success())
+        }
+        Needs::Faketime => faketime().is_some(),
+    }
 }

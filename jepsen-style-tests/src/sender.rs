@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use crate::checkers::NAME;
 use crate::history::{Outcome, Sent, digest};
+use crate::tls::Stream;
 
 /// A connection to a node.
 pub struct Client {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Stream>,
     node: u64,
     /// The last line of the last reply, behind its code.
     text: String,
@@ -43,14 +44,39 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_write_timeout(Some(Duration::from_secs(60)))?;
-        let mut client =
-            Client { reader: BufReader::new(stream), node, text: String::new(), pipelines: false };
+        let reader = BufReader::new(Stream::Clear(stream));
+        let mut client = Client { reader, node, text: String::new(), pipelines: false };
         let greeting = client.reply()?;
         if greeting != 220 {
             return Err(std::io::Error::other(format!("greeted with {greeting}")));
         }
-        match client.say("EHLO client.test.example\r\n")? {
-            250 => Ok(client),
+        client.greet()?;
+        Ok(client)
+    }
+
+    /// As [`Client::connect`], with STARTTLS (RFC 3207).
+    ///
+    /// # Errors
+    /// As there, or if the node does not encrypt, or sends more in the clear than it should.
+    pub fn connect_encrypted(node: u64, address: &str) -> std::io::Result<Client> {
+        let mut client = Client::connect(node, address)?;
+        let code = client.say("STARTTLS\r\n")?;
+        let left = client.reader.buffer().len();
+        match client.reader.into_inner() {
+            Stream::Clear(stream) if code == 220 && left == 0 => {
+                client.reader = BufReader::new(Stream::encrypt(stream)?);
+                client.greet()?;
+                Ok(client)
+            }
+            _ => Err(std::io::Error::other(format!(
+                "STARTTLS was answered with {code}, and {left} octets behind it"
+            ))),
+        }
+    }
+
+    fn greet(&mut self) -> std::io::Result<()> {
+        match self.say("EHLO client.test.example\r\n")? {
+            250 => Ok(()),
             code => Err(std::io::Error::other(format!("EHLO was answered with {code}"))),
         }
     }
@@ -69,7 +95,9 @@ impl Client {
     /// # Errors
     /// If the connection is lost.
     pub fn send(&mut self, octets: &[u8]) -> std::io::Result<()> {
-        self.reader.get_mut().write_all(octets)
+        let stream = self.reader.get_mut();
+        stream.write_all(octets)?;
+        stream.flush()
     }
 
     /// Reads one reply strictly (RFC 5321 §4.2.1): same code on each line, CR LF at the end of each.

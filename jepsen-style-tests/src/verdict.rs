@@ -127,8 +127,24 @@ fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
             let led = of_it.iter().any(|w| has_new_leader(history, w));
             expect(format!("somebody else led after {name}"), led);
         }
+        let refused = |codes: std::ops::Range<u16>| of_it.iter().any(|w| was_refused(history, w, &codes));
+        match name {
+            "fill-disk" => expect("mail was refused for want of room".into(), refused(452..453)),
+            "kill-two" | "pause-two" => {
+                expect(format!("mail was refused for want of a second node after {name}"), refused(400..500));
+            }
+            _ => {}
+        }
     }
     conditions
+}
+
+/// Whether a sender read one of these replies during a fault.
+fn was_refused(history: &History, window: &Window, codes: &std::ops::Range<u16>) -> bool {
+    history.sent().any(|(at, sent)| {
+        (window.from..window.to + AFTERMATH).contains(&at)
+            && matches!(sent.outcome, Outcome::Fail(code) if codes.contains(&code))
+    })
 }
 
 /// When messages whose names begin like this were acknowledged.
@@ -222,6 +238,22 @@ mod tests {
         );
         let both = ["kill-leader".to_string(), "pause-two".into()];
         assert_eq!(judge(&forged::history(whole()), &both).answer, Answer::Unknown, "one was not there");
+        for (named, code) in [("kill-two", 451), ("pause-two", 421), ("fill-disk", 452)] {
+            let as_named = |refusal: Option<u16>| {
+                let mut events = whole();
+                for (_, what) in &mut events {
+                    if let What::Fault(fault) = what {
+                        fault.nemesis = named.into();
+                    }
+                }
+                events.extend(refusal.map(|code| (345, forged::sent("x", Outcome::Fail(code), &["r"]))));
+                events.sort_by_key(|(at, _)| *at);
+                judge(&forged::history(events), &[]).answer
+            };
+            assert_eq!(as_named(Some(code)), Answer::Valid, "{named}");
+            assert_eq!(as_named(None), Answer::Unknown, "nobody was refused under {named}");
+            assert_eq!(as_named(Some(550)), Answer::Unknown, "{named} refuses for now, not for good");
+        }
         let mut calm = whole();
         calm.retain(|(_, what)| !matches!(what, What::Fault(_)));
         let asked = ["kill-leader".to_string()];

@@ -149,7 +149,9 @@ impl Sender {
             }
             let Some(client) = &mut connection else {
                 let began = self.record.now();
-                connection = Client::connect(self.node, &self.address).ok();
+                // Half of them encrypt, half of them pipeline.
+                let connect = if self.number % 4 < 2 { Client::connect } else { Client::connect_encrypted };
+                connection = connect(self.node, &self.address).ok();
                 match &mut connection {
                     Some(client) => client.pipelines = self.number.is_multiple_of(2),
                     None => {
