@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::sleep;
 
 use super::mail::Ledger;
+use super::relay;
 use super::world::{Chance, World, lock};
 use crate::smtp::data::Decoder;
 
@@ -59,8 +60,9 @@ pub(super) fn start(world: &mut World, address: IpAddr) {
         let door = SocketAddr::from((address, 25)).to_string();
         let Ok(listener) = Listener::bind(&door).await else { return };
         let mut chance = Chance(seed);
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(BufReader::new(stream), domain, Chance(chance.next()), ledger.clone()));
+        while let Ok((stream, peer)) = listener.accept().await {
+            let (stream, chance) = (BufReader::new(stream), Chance(chance.next()));
+            tokio::spawn(serve(stream, relay::number(peer.ip()), domain, chance, ledger.clone()));
         }
     });
 }
@@ -71,6 +73,7 @@ async fn say(c: &mut BufReader<Stream>, text: &str) -> Option<()> {
 
 async fn serve(
     mut c: BufReader<Stream>,
+    node: Option<u64>,
     domain: &'static str,
     mut chance: Chance,
     ledger: Arc<Mutex<Ledger>>,
@@ -112,6 +115,7 @@ async fn serve(
             "DATA" => {
                 say(&mut c, "354 go").await?;
                 let octets = data(&mut c).await?;
+                node.into_iter().for_each(|node| ledger().handed_off(node));
                 let choice = if is_calm { 99 } else { chance.below(100) };
                 if choice < 4 {
                     say(&mut c, "451 4.3.0 not now").await?;

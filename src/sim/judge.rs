@@ -1,7 +1,7 @@
 //! What must be true: at every step of simulated time, and at the end.
 //!
-//! At every step no two nodes may deliver, no term has two leaders, and whoever reads a 250 finds the message on two disks (see
-//! [`super::mail::Ledger::answered`]). At the end each acknowledged message was taken or its sender told, for each recipient; none that
+//! At every step no two nodes may deliver, no term has two leaders, nobody hands mail off after its successor has ([`super::succession`]),
+//! and whoever reads a 250 finds the message on two disks (see [`super::mail::Ledger::answered`]). At the end each acknowledged message was taken or its sender told, for each recipient; none that
 //! was refused was taken; none was altered; nothing of what was settled is on any disk; the nodes agree.
 
 use std::collections::BTreeMap;
@@ -9,14 +9,13 @@ use std::fmt;
 use std::time::Duration;
 
 use super::host::Host;
-use super::mail::Told;
+use super::mail::{Ledger, Told, is_long, marked};
 use super::relay::{NODES, Shown};
 use super::world::{World, lock};
 
 /// What is watched from step to step.
 #[derive(Default)]
 pub(super) struct Watch {
-    leaders: BTreeMap<u64, u64>,
     /// Changes of leadership.
     pub(super) reigns: u64,
 }
@@ -26,9 +25,9 @@ impl Watch {
         &mut self,
         shown: &BTreeMap<u64, Shown>,
         nodes: &BTreeMap<u64, Host>,
-        now: Duration,
+        ledger: &mut Ledger,
     ) -> Result<(), String> {
-        let mut may_deliver = Vec::new();
+        let (mut may_deliver, now) = (Vec::new(), ledger.now);
         for (id, shown) in shown {
             let seen = lock(shown);
             let Some(running) = &seen.running else { continue };
@@ -37,11 +36,9 @@ impl Watch {
             let Some((permit, leads)) = nodes[id].within(now, look) else { continue };
             may_deliver.extend(permit.map(|term| (*id, term)));
             if let Some(term) = leads {
-                self.reigns += u64::from(!self.leaders.contains_key(&term));
-                let leader = *self.leaders.entry(term).or_insert(*id);
-                if leader != *id {
-                    return Err(format!("at {now:?}: nodes {leader} and {id} lead in term {term}"));
-                }
+                let is_new =
+                    ledger.succession.leads(*id, term).map_err(|why| format!("at {now:?}: {why}"))?;
+                self.reigns += u64::from(is_new);
             }
         }
         match may_deliver.as_slice() {
@@ -164,10 +161,12 @@ pub(super) fn judge(world: &World) -> Result<Summary, String> {
     let waiting_pieces: u64 = running.values().map(|node| lock(&node.queue).piece_bytes).sum();
     for (id, node) in &world.nodes {
         let mut left = node.disk.marks();
-        // Pieces of what was never accepted wait for their client to go on.
+        // Pieces of a long message that was never accepted wait for its client to go on.
         if waiting_pieces > 0 {
-            left.retain(|(number, _, _)| {
-                ledger.mails.get(number).is_none_or(|mail| mail.told == Told::Accepted)
+            left.retain(|(mark, _, _)| {
+                let number = marked(*mark);
+                let is_accepted = ledger.mails.get(&number).is_none_or(|mail| mail.told == Told::Accepted);
+                is_accepted || !is_long(number)
             });
         }
         if !left.is_empty() {
@@ -175,7 +174,7 @@ pub(super) fn judge(world: &World) -> Result<Summary, String> {
                 world.dump(*id, std::path::Path::new(&dir));
             }
             return Err(format!(
-                "on the disk of node {id} are octets of messages (number, file, offset): {left:?}"
+                "on the disk of node {id} are octets of messages (mark, file, offset): {left:x?}"
             ));
         }
     }

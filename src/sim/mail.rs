@@ -2,14 +2,44 @@
 //! octets can be compared without being kept.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use holdfast_storage::disk::sim::SimDisk;
 
 use super::customers::is_refused;
+use super::succession::Succession;
 use super::world::Chance;
 
-/// Stands in each message with its number behind it, at the beginning and at the end.
+/// Stands in each message at the beginning, at the end and every so many lines, each time with another number behind it: which message, and
+/// which of its marks.
 pub(super) const MARK: &str = "HFCANARY-";
+/// Lines from one mark to the next.
+const LINES: u64 = 256;
+/// Lines of a long message: some 700 KB.
+const LONG: u64 = 20_000;
+/// A message has fewer marks than this.
+const MARKS_MAX: u64 = 1 << 16;
+
+/// The message whose mark has this number.
+pub(super) fn marked(mark: u64) -> u64 {
+    mark / MARKS_MAX
+}
+
+/// Whether a mark is the one in its message's header.
+pub(super) fn is_first(mark: u64) -> bool {
+    mark.is_multiple_of(MARKS_MAX)
+}
+
+/// Whether a message comes in several pieces.
+pub(super) fn is_long(number: u64) -> bool {
+    lines_of(&mut Chance(number)) == LONG
+}
+
+/// The numbers of a message's marks.
+fn marks_of(number: u64) -> std::ops::Range<u64> {
+    let first = number * MARKS_MAX;
+    first..first + 2 + lines_of(&mut Chance(number)) / LINES
+}
 
 /// What a sender knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +73,10 @@ pub(super) struct Ledger {
     pub(super) ambiguous: u64,
     /// Nothing new is sent, and customers have no whims any more.
     pub(super) is_over: bool,
+    /// Who leads and who hands off.
+    pub(super) succession: Succession,
+    /// The time, for all hosts the same.
+    pub(super) now: Duration,
     disks: Vec<SimDisk>,
 }
 
@@ -54,6 +88,8 @@ impl Ledger {
             wrong: Vec::new(),
             ambiguous: 0,
             is_over: false,
+            succession: Succession::default(),
+            now: Duration::ZERO,
             disks,
         }
     }
@@ -72,18 +108,26 @@ impl Ledger {
         mail.told = told;
         let waits = mail.taken.iter().any(|(r, taken)| *taken == 0 && mail.noticed[r] == 0);
         if told == Told::Accepted && waits {
-            let copies = self.disks.iter().filter(|disk| disk.has_mark(number)).count();
+            let all = marks_of(number);
+            let has_all =
+                |disk: &&SimDisk| disk.marks_within(all.clone()).len() as u64 == all.end - all.start;
+            let copies = self.disks.iter().filter(has_all).count();
             if copies < 2 {
                 self.wrong.push(format!("message {number} was acknowledged and is on {copies} disks"));
             }
         }
     }
 
+    /// A customer has the final dot of a node's.
+    pub(super) fn handed_off(&mut self, node: u64) {
+        self.wrong.extend(self.succession.hands_off(node, self.now).err());
+    }
+
     /// A customer has taken a message for recipients; `octets` are what it got.
     pub(super) fn taken(&mut self, recipients: &[String], octets: &[u8]) {
         let text = String::from_utf8_lossy(octets);
         let numbers: Vec<&str> = text.split(MARK).skip(1).filter_map(|rest| rest.get(..16)).collect();
-        let number = numbers.first().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let number = numbers.first().and_then(|digits| Some(marked(u64::from_str_radix(digits, 16).ok()?)));
         let Some((number, mail)) = number.and_then(|n| Some((n, self.mails.get_mut(&n)?))) else {
             self.wrong.push(format!("a message that nobody sent came for {recipients:?}"));
             return;
@@ -139,21 +183,36 @@ fn push_digits(text: &mut String, number: u64) {
     text.extend((0..16).rev().map(|n| digit(number >> (4 * n))));
 }
 
+fn lines_of(chance: &mut Chance) -> u64 {
+    match chance.below(40) {
+        0 => LONG,
+        1..4 => 2_000,
+        _ => 2 + chance.below(200),
+    }
+}
+
 /// The octets of a message.
 pub(super) fn octets_of(number: u64) -> String {
     let mut chance = Chance(number);
-    let lines = match chance.below(40) {
-        0 => 20_000,
-        1..4 => 2_000,
-        _ => 2 + chance.below(200),
+    let lines = lines_of(&mut chance);
+    let mut marks = marks_of(number);
+    let mut mark = |text: &mut String| {
+        text.push_str(MARK);
+        push_digits(text, marks.next().expect("as many as there are"));
+        text.push_str("\r\n");
     };
-    let mark = format!("{MARK}{number:016x}");
-    let mut text = format!("From: s{number}@senders.test\r\nSubject: simulated\r\nX-Mark: {mark}\r\n\r\n");
-    for _ in 0..lines {
+    let mut text = format!("From: s{number}@senders.test\r\nSubject: simulated\r\nX-Mark: ");
+    mark(&mut text);
+    text.push_str("\r\n");
+    for line in 1..=lines {
         text.push('.');
         push_digits(&mut text, chance.next());
         push_digits(&mut text, chance.next());
         text.push_str("\r\n");
+        if line.is_multiple_of(LINES) {
+            mark(&mut text);
+        }
     }
-    text + &mark + "\r\n"
+    mark(&mut text);
+    text
 }

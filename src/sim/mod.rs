@@ -16,6 +16,7 @@ mod mail;
 mod nemesis;
 mod relay;
 mod schedules;
+mod succession;
 mod world;
 
 use std::collections::BTreeMap;

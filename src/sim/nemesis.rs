@@ -9,7 +9,7 @@ use holdfast_storage::index::sim::Lie;
 
 use super::relay::{self, NODES, Order};
 use super::world::World;
-use super::{clients, customers};
+use super::{clients, customers, mail};
 
 /// Breaks things for a while. At the end some may still be broken.
 pub(super) fn torment(world: &mut World, how_long: Duration) -> Result<(), String> {
@@ -88,6 +88,7 @@ fn rot(world: &mut World, id: u64) {
 pub(super) fn damage_a_header(world: &mut World, id: u64) {
     let disk = world.nodes[&id].disk.clone();
     let mut marks = disk.marks();
+    marks.retain(|(mark, _, _)| mail::is_first(*mark));
     marks.sort_unstable();
     if marks.is_empty() {
         return;

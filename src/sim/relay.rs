@@ -31,6 +31,11 @@ pub(super) fn address(id: u64) -> IpAddr {
     IpAddr::from([10, 0, 0, id as u8])
 }
 
+/// The node that is there, if any is.
+pub(super) fn number(address: IpAddr) -> Option<u64> {
+    (1..=NODES).find(|id| self::address(*id) == address)
+}
+
 /// What a running node shows.
 #[derive(Clone)]
 pub(super) struct Running {

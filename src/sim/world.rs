@@ -201,6 +201,7 @@ impl World {
             node.step(self.now, STEP)?;
         }
         self.now += STEP;
+        lock(&self.ledger).now = self.now;
         let mut over = Vec::new();
         for (id, shown) in &self.shown {
             let seen = lock(shown);
@@ -219,7 +220,7 @@ impl World {
             }
         }
         over.into_iter().for_each(|id| self.kill(id, true));
-        self.watch.look(&self.shown, &self.nodes, self.now)?;
+        self.watch.look(&self.shown, &self.nodes, &mut lock(&self.ledger))?;
         if self.now.as_millis().is_multiple_of(100) {
             let applied = self.running().into_iter().map(|(id, node)| (id, *node.cluster.applied().borrow()));
             let applied: Vec<(u64, u64)> = applied.collect();

@@ -2,7 +2,7 @@
 //! unsynced directory entries, a sync may fail once, space may run out, bits may flip, a write may be lost or go elsewhere. Deterministic by
 //! its seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -185,11 +185,11 @@ impl SimDisk {
         marks
     }
 
-    /// Whether `number` stands behind a mark on the medium.
-    pub fn has_mark(&self, number: u64) -> bool {
+    /// Which numbers of a range stand behind marks on the medium.
+    pub fn marks_within(&self, range: std::ops::Range<u64>) -> BTreeSet<u64> {
         let s = self.state();
-        let mut files = s.synced_names.values().filter_map(|id| s.marks.get(id));
-        files.any(|marks| marks.values().any(|n| *n == number))
+        let files = s.synced_names.values().filter_map(|id| s.marks.get(id));
+        files.flat_map(|marks| marks.values()).copied().filter(|number| range.contains(number)).collect()
     }
 
     /// A change by the process that opened this.
@@ -470,19 +470,21 @@ impl DiskFile for SimFile {
         result
     }
 
+    /// What is written while it runs is not synced by it.
     fn sync_data(&self) -> io::Result<()> {
-        let takes = {
+        let (takes, covers) = {
             let mut s = self.disk.change()?;
             let (least, most) = s.sync_takes;
             let spread = most.saturating_sub(least).as_micros() as u64;
-            if spread > 0 { least + Duration::from_micros(s.random() % spread) } else { least }
+            let takes = if spread > 0 { least + Duration::from_micros(s.random() % spread) } else { least };
+            (takes, s.files[&self.id].dirty.clone())
         };
         crate::sync::pass(takes);
         let mut s = self.disk.change()?;
         if let Err(e) = s.step() {
             if s.power_off_in.is_none() {
                 let node = s.files.get_mut(&self.id).expect("open files stay");
-                node.dirty.clear();
+                node.dirty.retain(|block| !covers.contains(block));
                 node.errors += 1;
                 self.told.store(node.errors, Ordering::SeqCst);
             }
@@ -503,7 +505,7 @@ impl DiskFile for SimFile {
             None => false,
         };
         let node = s.files.get_mut(&self.id).expect("open files stay");
-        let dirty = std::mem::take(&mut node.dirty);
+        node.dirty.retain(|block| !covers.contains(block));
         if fails {
             node.errors += 1;
             self.told.store(node.errors, Ordering::SeqCst);
@@ -511,7 +513,7 @@ impl DiskFile for SimFile {
         }
         node.synced.resize(node.seen.len(), 0);
         let errors = node.errors;
-        for block in dirty {
+        for block in covers {
             s.bring(self.id, block);
         }
         match self.told.swap(errors, Ordering::SeqCst) < errors {
