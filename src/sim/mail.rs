@@ -15,8 +15,10 @@ use super::world::Chance;
 pub(super) const MARK: &str = "HFCANARY-";
 /// Lines from one mark to the next.
 const LINES: u64 = 256;
-/// Lines of a long message: some 700 KB.
+/// Lines of a long message: some 700 KB, which come in three pieces.
 const LONG: u64 = 20_000;
+/// So often one piece of it ends and another begins.
+const BOUNDARIES: u64 = 2;
 /// A message has fewer marks than this.
 const MARKS_MAX: u64 = 1 << 16;
 
@@ -106,14 +108,26 @@ impl Ledger {
     pub(super) fn answered(&mut self, number: u64, told: Told) {
         let Some(mail) = self.mails.get_mut(&number) else { return };
         mail.told = told;
-        let waits = mail.taken.iter().any(|(r, taken)| *taken == 0 && mail.noticed[r] == 0);
-        if told == Told::Accepted && waits {
+        let waits = |r: &String, taken: u32| taken == 0 && mail.noticed[r] == 0;
+        let waiting: Vec<&String> =
+            mail.taken.iter().filter(|(r, n)| waits(r, **n)).map(|(r, _)| r).collect();
+        if told == Told::Accepted && !waiting.is_empty() {
             let all = marks_of(number);
-            let has_all =
-                |disk: &&SimDisk| disk.marks_within(all.clone()).len() as u64 == all.end - all.start;
+            let least = match waiting.iter().all(|r| is_refused(r)) {
+                // Only a notice may be left, which has the message's header.
+                true => 1,
+                // Where one piece ends and the next begins a mark may stand in both, and is not found.
+                false if is_long(number) => all.end - all.start - BOUNDARIES,
+                false => all.end - all.start,
+            };
+            let has_all = |disk: &&SimDisk| disk.marks_within(all.clone()).len() as u64 >= least;
             let copies = self.disks.iter().filter(has_all).count();
             if copies < 2 {
-                self.wrong.push(format!("message {number} was acknowledged and is on {copies} disks"));
+                let found: Vec<usize> =
+                    self.disks.iter().map(|disk| disk.marks_within(all.clone()).len()).collect();
+                self.wrong.push(format!(
+                    "message {number} was acknowledged and is on {copies} disks: of {least} marks each has {found:?}"
+                ));
             }
         }
     }
