@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_cluster::Cluster;
 use holdfast_cluster::placement::{Placement, is_placed};
+use holdfast_cluster::{Cluster, FOLLOWER};
 
 use crate::clock;
 use crate::deliver::leader::Delivery;
@@ -88,7 +88,7 @@ pub async fn run(cluster: Cluster, queue: Arc<Mutex<Queue>>, delivery: Arc<Deliv
         let nodes = report.nodes.into_iter().filter(|(id, _)| voters.contains(id));
         let disks = nodes.map(|(id, (member, node))| {
             let matched = report.matched.get(&id).copied().unwrap_or(0);
-            let follows = node.as_ref().is_some_and(|node| node.role == "follower");
+            let follows = node.as_ref().is_some_and(|node| node.role == FOLLOWER);
             let can_lead = follows && matched + LAG_MAX >= last;
             let free = node.map(|node| node.disk_free_bytes);
             (id, Disk { placement: member.placement, free, can_lead })

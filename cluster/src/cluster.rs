@@ -24,6 +24,8 @@ use crate::state_machine::StateMachine;
 use crate::transfer::{Arriving, Transfers};
 use crate::types::{Raft, position};
 
+/// The role of a node that follows, or would if anybody led, and has all that it missed.
+pub const FOLLOWER: &str = "follower";
 /// The role of a node that has not caught up since it started, or lacks what it lost: it counts for nothing that others may rely on.
 pub const RECOVERING: &str = "recovering";
 
@@ -32,7 +34,7 @@ pub const RECOVERING: &str = "recovering";
 pub struct NodeReport {
     /// Its id.
     pub id: u64,
-    /// `leader`, `follower`, `learner`, or [`RECOVERING`].
+    /// `leader`, [`FOLLOWER`], `learner`, or [`RECOVERING`].
     pub role: String,
     /// Its term.
     pub term: u64,
@@ -77,6 +79,14 @@ pub struct Report {
     pub matched: BTreeMap<u64, u64>,
     /// Members that vote; all others are still coming in.
     pub voters: BTreeSet<u64>,
+}
+
+/// What a peer says of itself, if it says it within a second.
+async fn report_of(peer: &Peer) -> Option<NodeReport> {
+    match peer.ask(Request::Status, Vec::new(), Duration::from_secs(1)).await {
+        Ok((Answer::Status, raw)) => holdfast_storage::codec::decode::<NodeReport>("report", &raw).ok(),
+        _ => None,
+    }
 }
 
 pub(crate) struct Inner {
@@ -316,7 +326,7 @@ impl Cluster {
         let role = match metrics.state {
             ServerState::Leader => "leader",
             _ if !self.inner.is_whole.load(Ordering::Relaxed) => RECOVERING,
-            ServerState::Follower | ServerState::Candidate => "follower",
+            ServerState::Follower | ServerState::Candidate => FOLLOWER,
             ServerState::Learner => "learner",
             _ => RECOVERING,
         };
@@ -354,16 +364,7 @@ impl Cluster {
             if id == self.inner.id {
                 nodes.insert(id, (member, Some(own.clone())));
             } else if let Some(peer) = self.peer(id) {
-                asks.push(async move {
-                    let answer = peer.ask(Request::Status, Vec::new(), Duration::from_secs(1)).await;
-                    let report = match answer {
-                        Ok((Answer::Status, raw)) => {
-                            holdfast_storage::codec::decode::<NodeReport>("report", &raw).ok()
-                        }
-                        _ => None,
-                    };
-                    (id, (member, report))
-                });
+                asks.push(async move { (id, (member, report_of(&peer).await)) });
             } else {
                 nodes.insert(id, (member, None));
             }
@@ -378,21 +379,32 @@ impl Cluster {
         Report { leader: own.leader.filter(|_| !stale), term: own.term, stale, nodes, matched, voters }
     }
 
-    /// Hands leadership to a follower, if this node leads: to the one that is wanted, or else to the one whose log is freshest.
-    /// Returns whether another node leads then.
+    /// Hands leadership to a follower, if this node leads: to the one that is wanted, or else to the one whose log is freshest. It must
+    /// have all that it missed: a leader that has asked one who refuses leads on and takes nothing. Returns whether another node leads then.
     pub async fn hand_over(&self, wanted: Option<u64>, patience: Duration) -> bool {
         let own = self.inner.id;
         let Some(term) = self.leading() else { return true };
-        let target = {
+        let mut fresh: Vec<(Option<u64>, u64)> = {
             let data = self.raft().data_metrics();
             let data = data.borrow_watched();
             let voters: BTreeSet<u64> = self.raft().voter_ids().collect();
             let fresh =
                 data.replication.iter().flatten().filter(|(id, _)| **id != own && voters.contains(id));
             let fresh = fresh.filter(|(id, _)| wanted.is_none_or(|wanted| wanted == **id));
-            fresh.max_by_key(|(_, at)| at.as_ref().map(|at| at.index())).map(|(id, _)| *id)
+            fresh.map(|(id, at)| (at.as_ref().map(|at| at.index()), *id)).collect()
         };
-        let Some(target) = target else { return false };
+        let target = loop {
+            fresh.sort_unstable();
+            let Some((_, id)) = fresh.pop() else { return false };
+            let Some(peer) = self.peer(id) else { continue };
+            if report_of(&peer).await.is_some_and(|report| report.role == FOLLOWER) {
+                break id;
+            }
+        };
+        // It may have ceased to lead meanwhile.
+        if self.leading() != Some(term) {
+            return self.leading().is_none();
+        }
         // It is not taken back: the request may arrive whenever it likes.
         self.inner.handed_over.fetch_max(term.0, Ordering::SeqCst);
         if self.raft().trigger().transfer_leader(target).await.is_err() {

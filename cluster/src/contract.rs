@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use futures_util::StreamExt;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::{Identity, Log, LogIndex, LogPosition, Options, Rows, Term};
 use openraft::storage::RaftStateMachine;
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{EntryPayload, RaftSnapshotBuilder, StorageError};
+use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder, StorageError};
 
 use crate::codec::entry_to_stored;
 use crate::log_store::LogStore;
@@ -138,4 +139,42 @@ fn p9_what_a_checkpoint_has_is_committed() {
     drop((store, state_machine));
     let (store, _state_machine) = Builder::starting(&disk);
     assert_eq!(store.log.committed(), Some(position));
+}
+
+/// P1: a leader's reader hands out what it was asked for or nothing. A stream to a follower that is behind may ask for entries that were given
+/// up a moment ago; the next ones in their place would make a gap in the follower's log.
+#[test]
+fn p1_what_follows_on_what_was_given_up_is_not_sent_for_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut store, _state_machine) = Builder::starting(&SimDisk::new(1));
+    let at = |index| LogPosition { term: Term(1), index: LogIndex(index) };
+    let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
+    store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
+    let log = store.log.clone();
+    let mut read = |start| {
+        let entries = runtime.block_on(store.limited_get_log_entries(start, 20)).unwrap();
+        entries.iter().map(|entry| entry.log_id.index()).collect::<Vec<_>>()
+    };
+    assert_eq!(read(5), (5..20).collect::<Vec<_>>());
+    log.purge(at(9));
+    assert_eq!(read(10), (10..20).collect::<Vec<_>>());
+    assert_eq!(read(5), [0; 0]);
+}
+
+/// P1: what is applied is each entry in its turn. A node that misses one ends instead of going on with another state than the others.
+#[test]
+fn p1_no_entry_is_passed_over() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut store, _state_machine) = Builder::starting(&SimDisk::new(1));
+    let at = |index| LogPosition { term: Term(1), index: LogIndex(index) };
+    let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
+    store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
+    store.log.purge(at(9));
+    let mut read = |start| {
+        let entries =
+            runtime.block_on(async { store.entries_stream(start..20).await.collect::<Vec<_>>().await });
+        entries.into_iter().map(|entry| entry.map(|entry| entry.log_id.index()).ok()).collect::<Vec<_>>()
+    };
+    assert_eq!(read(10), (10..20).map(Some).collect::<Vec<_>>());
+    assert_eq!(read(5), [None]);
 }

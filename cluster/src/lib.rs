@@ -36,7 +36,7 @@ mod contract;
 
 pub use blocking::blocking;
 pub use boot::{Settings, StartError, run, start};
-pub use cluster::{Cluster, NodeReport, PlacementWatch, RECOVERING, Report};
+pub use cluster::{Cluster, FOLLOWER, NodeReport, PlacementWatch, RECOVERING, Report};
 pub use holdfast_storage::{Bytes, LogIndex, LogPosition, ReadError, SpaceReport, Term};
 pub use lease::FinalDotPermit;
 pub use limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};

@@ -58,6 +58,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         // A follower waits for a body that is being mended; to fail would end this node.
         let entries = self.log.intact_entries(start..end, APPEND_BYTES_MAX).map_err(io::Error::other)?;
+        // Nobody needed them when they were given up, but a stream to a follower may not know yet that it has ended. What is left would
+        // go out as what follows the entry before them.
+        if entries.first().is_some_and(|first| first.at.index.0 != start) {
+            return Ok(Vec::new());
+        }
         entries.into_iter().map(|entry| entry_from_stored(entry).map_err(io::Error::other)).collect()
     }
 
@@ -83,8 +88,13 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 }
             }
             let entry = ready.pop_front()?;
-            let next = entry.log_id.index() + 1;
-            Some((Ok(entry), (store, next, ready)))
+            let index = entry.log_id.index();
+            // What is applied is each entry in its turn: a node that misses one ends, and does not go on with a state of its own.
+            if index != at {
+                let gap = io::Error::other(format!("entry {index} comes where entry {at} is due"));
+                return Some((Err(gap), (store, end, Default::default())));
+            }
+            Some((Ok(entry), (store, index + 1, ready)))
         })
     }
 }

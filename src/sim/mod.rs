@@ -59,6 +59,12 @@ fn play(
     seed: u64,
     script: impl FnOnce(&mut World) -> Result<(), String> + Send + 'static,
 ) -> Result<judge::Summary, String> {
+    if std::env::var_os("HOLDFAST_SIM_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_env("HOLDFAST_SIM_LOG");
+        let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false);
+        // Another schedule of this process may have been first.
+        drop(log.try_init());
+    }
     let run = move || {
         holdfast_seeded::follow(seed);
         world::note_panics();
@@ -152,10 +158,6 @@ fn p1_whatever_is_broken_no_mail_is_lost() {
     };
     if let Some(core) = number("HOLDFAST_CORE") {
         stay_on(core as usize);
-    }
-    if std::env::var_os("HOLDFAST_SIM_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_env("HOLDFAST_SIM_LOG");
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
     }
     match play(seed, move |world| nemesis::torment(world, faults)) {
         Ok(summary) => println!("seed {seed}: {summary}"),

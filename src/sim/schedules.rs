@@ -1,13 +1,14 @@
 //! Schedules that are worth being met each time, where chance may take long.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use holdfast_cluster::net::sim::Link;
 
 use super::judge::Summary;
 use super::relay::{self, NODES, Order};
-use super::world::World;
-use super::{clients, judge, nemesis, number, play};
+use super::world::{World, lock};
+use super::{clients, customers, judge, nemesis, number, play};
 
 /// Who says of itself that it leads, the newest first: one that is cut off need not know of the next.
 fn leader(world: &World) -> Option<u64> {
@@ -149,6 +150,87 @@ fn p9_a_damaged_node_comes_back_while_mail_is_settled() {
             world.kill(id, turn % 2 == 0);
             nemesis::damage_a_header(world, id);
             world.boot(id);
+            world.wait_until(Duration::from_secs(60), "all of them", relay::is_ready)?;
+        }
+        Ok(())
+    });
+}
+
+/// A node dies in the middle of a snapshot, and a body of it is damaged. Nothing needs that body: the snapshot is sent again. When the node
+/// is back its message is settled, and nobody has it any more.
+#[test]
+fn p9_a_snapshot_that_was_cut_short_leaves_nothing_to_mend() {
+    schedule(6, |world| {
+        let late = 1 + wait_leader(world)? % NODES;
+        let seconds = Duration::from_secs;
+        for away in customers::addresses().skip(1) {
+            world.others.get_mut(&away).ok_or("a customer")?.kill(true);
+        }
+        world.kill(late, true);
+        // More than entries are kept for it.
+        world.go_on(seconds(20))?;
+        let had: BTreeSet<u64> = world.nodes[&late].disk.marks().iter().map(|(mark, _, _)| *mark).collect();
+        let slow = Link { delay: (Duration::from_millis(100), Duration::from_millis(200)), loses: 0 };
+        for other in (1..=NODES).filter(|id| *id != late) {
+            world.net.slow(relay::address(other), relay::address(late), slow);
+        }
+        world.boot(late);
+        let new = |world: &World| {
+            let mut marks = world.nodes[&late].disk.marks();
+            marks.retain(|(mark, _, _)| !had.contains(mark));
+            marks
+        };
+        world.wait_until(seconds(60), "a part of a snapshot", |world| new(world).len() > 20)?;
+        world.kill(late, true);
+        let (came, all) = (new(world), lock(&world.ledger).mails.len());
+        if came.len() > all / 2 {
+            return Err(format!("the snapshot may be complete: {} marks of {all} messages", came.len()));
+        }
+        let damaged: Vec<u64> = came.iter().take(5).map(|(mark, _, _)| *mark).collect();
+        for (_, name, at) in came.iter().take(5) {
+            world.nodes[&late].disk.flip(name, *at as u64, 0);
+        }
+        world.net.mend();
+        for back in customers::addresses() {
+            customers::start(world, back);
+        }
+        world.wait_until(seconds(120), "the end of what is damaged", |world| {
+            let others = (1..=NODES).filter(|id| *id != late);
+            let mut marks = others.flat_map(|id| world.nodes[&id].disk.marks());
+            !marks.any(|(mark, _, _)| damaged.contains(&mark))
+        })?;
+        world.boot(late);
+        world.wait_until(seconds(60), "all of them", relay::is_ready)
+    });
+}
+
+/// A leader is told to hand over to a node that still gets what it lost. That one would refuse, and the leader, having asked, would take no
+/// mail until somebody is elected: it does not ask.
+#[test]
+fn p5_nothing_is_handed_to_who_recovers() {
+    schedule(7, |world| {
+        for _ in 0..3 {
+            let old = wait_leader(world)?;
+            let late = world.rotten;
+            if late == old {
+                world.order(old, Order::HandOver(1 + late % NODES));
+                world.go_on(Duration::from_secs(3))?;
+                continue;
+            }
+            world.kill(late, true);
+            nemesis::damage_a_header(world, late);
+            let slow = Link { delay: (Duration::from_millis(300), Duration::from_millis(400)), loses: 0 };
+            for other in (1..=NODES).filter(|id| *id != late) {
+                world.net.slow(relay::address(other), relay::address(late), slow);
+            }
+            world.boot(late);
+            world.go_on(Duration::from_millis(700))?;
+            world.order(old, Order::HandOver(late));
+            world.go_on(Duration::from_millis(3_000))?;
+            if leader(world) != Some(old) {
+                return Err(format!("node {old} does not lead any more: {}", judge::standing(world)));
+            }
+            world.net.mend();
             world.wait_until(Duration::from_secs(60), "all of them", relay::is_ready)?;
         }
         Ok(())

@@ -255,10 +255,16 @@ pub(crate) fn put_append(
     put(out, 0, &head, &raw);
 }
 
-/// The entries of an append. Small bodies are copied out, so that they do not pin the buffer they came in.
+/// The entries of an append: each follows the one before, and the first what it says was before. Consensus takes that for granted, and an
+/// entry after a gap would pass for another one. Small bodies are copied out, so that they do not pin the buffer they came in.
 pub(crate) fn entries(head: &AppendHead, mut raw: Bytes) -> Result<Vec<Entry>, BadFrame> {
     let mut entries = Vec::with_capacity(head.entries.len().min(4096));
+    let mut next = head.previous.map_or(0, |at| at.index.0 + 1);
     for (at, head_bytes, body_bytes) in &head.entries {
+        if at.index.0 != next {
+            return Err(BadFrame(format!("entry {} is sent where entry {next} is due", at.index.0)));
+        }
+        next += 1;
         let (head_bytes, body_bytes) = (*head_bytes as usize, *body_bytes as usize);
         if head_bytes + body_bytes > raw.len() {
             return Err(BadFrame("an entry is longer than its frame".into()));
@@ -282,7 +288,8 @@ mod tests {
             body: Bytes::from_static(b"body"),
         };
         let mut whole = BytesMut::new();
-        put_append(&mut whole, Vote::default(), None, Some(entry.at), std::slice::from_ref(&entry));
+        let previous = LogPosition { index: LogIndex(4), ..entry.at };
+        put_append(&mut whole, Vote::default(), Some(previous), Some(entry.at), std::slice::from_ref(&entry));
         for split in 0..whole.len() {
             let mut part = BytesMut::from(&whole[..split]);
             assert!(take(&mut part).unwrap().is_none(), "{split}");
@@ -293,5 +300,24 @@ mod tests {
         }
         let mut nonsense = BytesMut::from(&b"GET / HTTP/1.1\r\n\r\n"[..]);
         assert!(take(&mut nonsense).is_err());
+    }
+    /// P1: an entry behind a gap would stand in the follower's log for another one.
+    #[test]
+    fn p1_entries_behind_a_gap_are_not_taken() {
+        let at = |index| LogPosition { term: Term(2), index: LogIndex(index) };
+        let taken = |previous: Option<u64>, indices: &[u64]| {
+            let entry = |index| Entry { at: at(index), head: Bytes::new(), body: Bytes::new() };
+            let all: Vec<Entry> = indices.iter().copied().map(entry).collect();
+            let mut out = BytesMut::new();
+            put_append(&mut out, Vote::default(), previous.map(at), None, &all);
+            let frame = take(&mut out).unwrap().unwrap();
+            entries(&frame.head("append").unwrap(), frame.raw).map(|entries| entries.len())
+        };
+        assert_eq!(taken(Some(895), &[896, 897]), Ok(2));
+        assert_eq!(taken(None, &[0, 1]), Ok(2));
+        assert_eq!(taken(Some(895), &[]), Ok(0));
+        for (previous, indices) in [(Some(895), &[901, 902][..]), (Some(895), &[896, 898]), (None, &[1])] {
+            assert!(taken(previous, indices).is_err(), "{previous:?} {indices:?}");
+        }
     }
 }

@@ -226,7 +226,7 @@ impl LogState {
             self.first = entry.at.index.0;
             self.evicted_to = self.first;
         }
-        debug_assert_eq!(entry.at.index.0, self.first + self.slots.len() as u64, "the log has no holes");
+        assert_eq!(entry.at.index.0, self.first + self.slots.len() as u64, "the log has no holes");
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.cached_bytes += entry.head.len() + entry.body.len();
