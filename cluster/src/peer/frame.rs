@@ -259,12 +259,11 @@ pub(crate) fn put_append(
 /// entry after a gap would pass for another one. Small bodies are copied out, so that they do not pin the buffer they came in.
 pub(crate) fn entries(head: &AppendHead, mut raw: Bytes) -> Result<Vec<Entry>, BadFrame> {
     let mut entries = Vec::with_capacity(head.entries.len().min(4096));
-    let mut next = head.previous.map_or(0, |at| at.index.0 + 1);
-    for (at, head_bytes, body_bytes) in &head.entries {
+    let next = head.previous.map_or(0, |at| at.index.0 + 1);
+    for (next, (at, head_bytes, body_bytes)) in (next..).zip(&head.entries) {
         if at.index.0 != next {
             return Err(BadFrame(format!("entry {} is sent where entry {next} is due", at.index.0)));
         }
-        next += 1;
         let (head_bytes, body_bytes) = (*head_bytes as usize, *body_bytes as usize);
         if head_bytes + body_bytes > raw.len() {
             return Err(BadFrame("an entry is longer than its frame".into()));
