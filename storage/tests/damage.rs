@@ -627,10 +627,13 @@ fn p3_a_salvage_whose_overwriting_failed_is_done_again() {
         let disk = SimDisk::new(31);
         let written = write(&disk, &[5000; 20]);
         let name = &segments(&disk)[0];
-        let needle = stamp(4);
+        let needle = stamp(19);
         let contents = disk.contents(name);
         let body_at = contents.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u64;
-        disk.flip(name, body_at - 60, 1);
+        // From the last entry on no batch can be told: what stands there, once it reads as zeros, is no hole but the end of the log.
+        let from = (body_at as usize - 60) / 4096 * 4096;
+        let batches = (from..contents.len()).step_by(4096).filter(|at| contents[*at..].starts_with(b"HFR1"));
+        batches.for_each(|at| disk.flip(name, at as u64 + 5, 1));
         let Err(OpenError::Lost(damage)) = open(&disk) else { panic!("a damaged header is no damage") };
         let reset = Reset { vote: None, last: damage.last, void_but: Some(written.last.index) };
         disk.fail_in(step);
