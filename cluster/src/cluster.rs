@@ -26,7 +26,7 @@ use crate::types::{Raft, position};
 
 /// The role of a node that follows, or would if anybody led, and has all that it missed.
 pub const FOLLOWER: &str = "follower";
-/// The role of a node that has not caught up since it started, or lacks what it lost: it counts for nothing that others may rely on.
+/// The role of a node that lacks what it lost, or has not yet applied again what it has: others are not to rely on it.
 pub const RECOVERING: &str = "recovering";
 
 /// What a node says of itself.

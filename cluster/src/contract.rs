@@ -170,11 +170,12 @@ fn p1_no_entry_is_passed_over() {
     let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
     store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
     store.log.purge(at(9));
-    let mut read = |start| {
+    let mut read = |start, end| {
         let entries =
-            runtime.block_on(async { store.entries_stream(start..20).await.collect::<Vec<_>>().await });
+            runtime.block_on(async { store.entries_stream(start..end).await.collect::<Vec<_>>().await });
         entries.into_iter().map(|entry| entry.map(|entry| entry.log_id.index()).ok()).collect::<Vec<_>>()
     };
-    assert_eq!(read(10), (10..20).map(Some).collect::<Vec<_>>());
-    assert_eq!(read(5), [None]);
+    assert_eq!(read(10, 20), (10..20).map(Some).collect::<Vec<_>>());
+    assert_eq!(read(5, 20), [None]);
+    assert_eq!(read(5, 8), [None]);
 }

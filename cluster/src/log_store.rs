@@ -86,6 +86,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
                     Ok(entries) => ready.extend(entries),
                     Err(e) => return Some((Err(e), (store, end, ready))),
                 }
+                if ready.is_empty() && store.log.floor().is_some_and(|floor| at <= floor.index.0) {
+                    let gone = io::Error::other(format!("entry {at} is due, and was given up"));
+                    return Some((Err(gone), (store, end, ready)));
+                }
             }
             let entry = ready.pop_front()?;
             let index = entry.log_id.index();

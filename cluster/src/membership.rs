@@ -11,7 +11,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{ClientWriteResponse, Precondition};
 
 use crate::clock;
-use crate::cluster::{Cluster, NodeReport};
+use crate::cluster::{Cluster, NodeReport, RECOVERING};
 use crate::limits::REQUEST;
 use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Past, Request};
@@ -118,9 +118,11 @@ struct Change<'a> {
 }
 
 impl Cluster {
+    /// Who is there and has what it should have.
     async fn answering(&self) -> BTreeSet<u64> {
         let report = self.report().await;
-        report.nodes.into_iter().filter(|(_, (_, node))| node.is_some()).map(|(id, _)| id).collect()
+        let is_whole = |node: &Option<NodeReport>| node.as_ref().is_some_and(|node| node.role != RECOVERING);
+        report.nodes.into_iter().filter(|(_, (_, node))| is_whole(node)).map(|(id, _)| id).collect()
     }
 
     /// A node that is new must not be needed from its first moment on: if it dies then, nobody could take it out again.

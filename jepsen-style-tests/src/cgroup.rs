@@ -28,8 +28,8 @@ impl Group {
             }
             false => vec![root.join("memory").join(name), root.join("blkio").join(name)],
         };
-        dirs.iter().try_for_each(std::fs::create_dir)?;
         let group = Group { dirs, is_v2 };
+        group.dirs.iter().try_for_each(std::fs::create_dir)?;
         let bound = if is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
         group.set(bound, &memory.to_string())?;
         Ok(group)

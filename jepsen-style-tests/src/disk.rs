@@ -42,9 +42,9 @@ impl SmallDisk {
     /// # Panics
     /// If there is no room for its image.
     pub fn at(mib: u64, mount: &Path) -> Option<SmallDisk> {
-        let image = tempfile::NamedTempFile::new().expect("a temporary file");
-        image.as_file().set_len(mib << 20).expect("a sparse file");
         std::fs::create_dir_all(mount).expect("a directory");
+        let image = image(mount);
+        image.as_file().set_len(mib << 20).expect("a sparse file");
         let disk = SmallDisk { image, mount: mount.into(), _own: None };
         let is_made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(disk.image.path()));
         (is_made && disk.mount()).then_some(())?;
@@ -77,7 +77,7 @@ impl SmallDisk {
     /// # Panics
     /// If the copy cannot be made or mounted.
     pub fn cut_power(&mut self) {
-        let copy = tempfile::NamedTempFile::new().expect("a temporary file");
+        let copy = image(&self.mount);
         let copied =
             Command::new("cp").arg("--sparse=always").arg(self.image.path()).arg(copy.path()).status();
         assert!(copied.is_ok_and(|status| status.success()), "the image cannot be copied");
@@ -124,6 +124,12 @@ impl Drop for SmallDisk {
         run(Command::new("umount").arg("-l").arg(&self.mount));
         drop(self.image.as_file().set_len(0));
     }
+}
+
+/// A file beside the directory at which it is to be mounted: whoever takes that away takes both.
+fn image(mount: &Path) -> tempfile::NamedTempFile {
+    let beside = mount.parent().expect("nobody mounts a disk at the root");
+    tempfile::Builder::new().prefix("holdfast-image-").tempfile_in(beside).expect("a temporary file")
 }
 
 fn run(command: &mut Command) -> bool {

@@ -66,8 +66,9 @@ pub fn is_root() -> bool {
     static CAN: OnceLock<bool> = OnceLock::new();
     let can = || {
         let mount = tempfile::tempdir().ok()?;
-        SmallDisk::at(16, mount.path())?;
-        Group::new(&format!("{PREFIX}{}", std::process::id()), 1 << 30).ok()
+        SmallDisk::at(16, &mount.path().join("disk"))?;
+        let name = mount.path().file_name()?.to_string_lossy().into_owned();
+        Group::new(&format!("{PREFIX}{name}"), 1 << 30).ok()
     };
     *CAN.get_or_init(|| is_inside() && can().is_some())
 }
@@ -86,6 +87,8 @@ impl Hosts {
     /// If a command fails; its name and its words.
     pub fn new(count: u64, wires: Option<u64>) -> Result<Hosts, NoHosts> {
         run("mount -t tmpfs tmpfs /run")?;
+        // What libfaketime leaves there goes with us.
+        run("mount -t tmpfs tmpfs /dev/shm")?;
         run("ip link set lo up")?;
         let no_tap = |why: std::io::Error| NoHosts { what: "a tap device".into(), why: why.to_string() };
         let switch = wires.map(|seed| Switch::start(count as usize + 1, seed)).transpose().map_err(no_tap)?;

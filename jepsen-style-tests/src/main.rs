@@ -92,8 +92,20 @@ fn main() -> ExitCode {
                 return usage(&format!("{} takes {}, which cannot be had here", needy.name, needs(needy)));
             }
             // What cannot be delivered fills such a disk by itself.
-            let nemeses: Vec<_> =
-                nemeses.into_iter().filter(|n| !workload.is_away || !n.needs.has_small_disks()).collect();
+            let (nemeses, filled): (Vec<_>, Vec<_>) =
+                nemeses.into_iter().partition(|n| !workload.is_away || !n.needs.has_small_disks());
+            if let Some(needy) = filled.first().filter(|_| nemesis != "all") {
+                return usage(&format!(
+                    "{} takes small disks, which {} alone would fill",
+                    needy.name, workload.name
+                ));
+            }
+            for needy in &filled {
+                eprintln!(
+                    "left out: {} takes small disks, which {} alone would fill",
+                    needy.name, workload.name
+                );
+            }
             for needy in &others {
                 eprintln!("left out: {} takes {}, which cannot be had here", needy.name, needs(needy));
             }
@@ -227,6 +239,10 @@ fn soak(length: Duration, seed: u64, dir: &Path, ledger: Option<&Path>) -> ExitC
             .args(["--seed", &seed, "--dir", &dir_words])
             .status();
         let code = status.ok().and_then(|status| status.code()).unwrap_or(1);
+        // What was drawn cannot be had here.
+        if code == 2 {
+            continue;
+        }
         let folder = dir.join(format!("{}-{seed}", workload.name));
         let text = std::fs::read(folder.join("verdict.json")).unwrap_or_default();
         let Ok(judgement) = serde_json::from_slice::<Judgement>(&text) else {

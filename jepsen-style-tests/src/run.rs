@@ -55,7 +55,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     } else if has(Needs::has_small_disks) {
         (1..=3).for_each(|id| hosts::mount_disk(&nodes.data(id), DISK_MIB).expect("a disk of our own"));
     }
-    if hosts::is_root() {
+    if hosts::is_root() && !is_in_memory(nodes.dir()) {
         nodes.bound(RESIDENT_MAX).expect("control groups of our own");
     }
     (1..=3).for_each(|id| nodes.start(id));
@@ -206,11 +206,18 @@ impl Stage<'_> {
     }
 }
 
+/// Whether files of a directory are memory.
+fn is_in_memory(dir: &Path) -> bool {
+    let kind = std::process::Command::new("stat").args(["-f", "-c", "%T"]).arg(dir).output();
+    kind.is_ok_and(|kind| kind.stdout.starts_with(b"tmpfs") || kind.stdout.starts_with(b"ramfs"))
+}
+
 /// Nemeses that can be had here.
 pub fn is_possible(nemesis: &Nemesis) -> bool {
     match nemesis.needs {
         Needs::Nothing => true,
-        Needs::Hosts | Needs::Wires | Needs::SmallDisks => hosts::is_inside(),
+        Needs::Hosts | Needs::SmallDisks => hosts::is_inside(),
+        Needs::Wires => hosts::is_inside() && Path::new("/dev/net/tun").exists(),
         Needs::Root => hosts::is_root(),
         Needs::Strace => {
             let mut strace = std::process::Command::new("strace");

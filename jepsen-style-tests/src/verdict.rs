@@ -127,11 +127,12 @@ fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
             let led = of_it.iter().any(|w| has_new_leader(history, w));
             expect(format!("somebody else led after {name}"), led);
         }
-        let refused = |codes: std::ops::Range<u16>| of_it.iter().any(|w| was_refused(history, w, &codes));
+        let refused = |is_it: fn(u16) -> bool| of_it.iter().any(|w| was_refused(history, w, is_it));
         match name {
-            "fill-disk" => expect("mail was refused for want of room".into(), refused(452..453)),
+            "fill-disk" => expect("mail was refused for want of room".into(), refused(|code| code == 452)),
             "kill-two" | "pause-two" => {
-                expect(format!("mail was refused for want of a second node after {name}"), refused(400..500));
+                let refused = refused(|code| (400..500).contains(&code) && code != 452);
+                expect(format!("mail was refused for want of a second node after {name}"), refused);
             }
             _ => {}
         }
@@ -139,12 +140,18 @@ fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
     conditions
 }
 
-/// Whether a sender read one of these replies during a fault.
-fn was_refused(history: &History, window: &Window, codes: &std::ops::Range<u16>) -> bool {
-    history.sent().any(|(at, sent)| {
-        (window.from..window.to + AFTERMATH).contains(&at)
-            && matches!(sent.outcome, Outcome::Fail(code) if codes.contains(&code))
-    })
+/// Whether a sender read such a reply after a fault began and before the next one did.
+fn was_refused(history: &History, window: &Window, is_it: fn(u16) -> bool) -> bool {
+    let during = window.from..until_next(history, window);
+    history
+        .sent()
+        .any(|(at, sent)| during.contains(&at) && matches!(sent.outcome, Outcome::Fail(code) if is_it(code)))
+}
+
+/// When the next fault began, or what came of this one has come.
+fn until_next(history: &History, window: &Window) -> u64 {
+    let next = history.windows().iter().map(|w| w.from).filter(|from| *from > window.from).min();
+    next.unwrap_or(u64::MAX).min(window.to + AFTERMATH)
 }
 
 /// When messages whose names begin like this were acknowledged.
@@ -156,8 +163,7 @@ fn oks_of<'a>(history: &'a History, name: &str) -> impl Iterator<Item = u64> + u
 
 /// Whether another node is seen to lead after a fault began than before, and before the next fault began.
 fn has_new_leader(history: &History, window: &Window) -> bool {
-    let next = history.windows().iter().map(|w| w.from).filter(|from| *from > window.from).min();
-    let until = next.unwrap_or(u64::MAX).min(window.to + AFTERMATH);
+    let until = until_next(history, window);
     let mut before = None;
     for event in &history.events {
         let What::Sample(sample) = &event.what else { continue };

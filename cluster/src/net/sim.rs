@@ -130,7 +130,8 @@ impl World {
         if *at > self.now {
             return false;
         }
-        if self.cut.contains(&(from, to)) || self.dark.contains(&from) || self.dark.contains(&to) {
+        // What was sent before the sender lost its power arrives.
+        if self.cut.contains(&(from, to)) || self.dark.contains(&to) {
             *at = self.now + AGAIN + Duration::from_micros(self.random() % 100_000);
             return false;
         }

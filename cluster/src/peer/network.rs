@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
+use holdfast_storage::LogPosition;
 use holdfast_storage::codec::encode;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -73,6 +74,26 @@ fn broken(why: impl std::fmt::Display) -> Failure {
     RPCError::Network(NetworkError::from_string(why.to_string()))
 }
 
+/// Tells a stream that stands still: it was begun for entries that were given up since, or whose body is being mended, and asks for them again
+/// and again. openraft ends such a stream only when it breaks, and hears of nothing else meanwhile; when it does break it looks afresh at what
+/// the follower needs, which may be a snapshot.
+#[derive(Default)]
+struct Standstill {
+    /// Behind which entry there was nothing to send though more was committed.
+    behind: Option<Option<LogPosition>>,
+}
+
+impl Standstill {
+    /// A request is to be sent. Whether it is the second in a row that should have entries and has none.
+    fn sees(&mut self, previous: Option<LogPosition>, commit: Option<LogPosition>, is_empty: bool) -> bool {
+        // A heartbeat, or one that tells a follower that has everything how far the commit is, lacks nothing.
+        let lacks = is_empty && commit > previous;
+        let again = lacks && self.behind == Some(previous);
+        self.behind = lacks.then_some(previous);
+        again
+    }
+}
+
 /// A stream of appends under way.
 struct Appending<'s, S> {
     input: S,
@@ -80,6 +101,7 @@ struct Appending<'s, S> {
     reader: Reader,
     writer: Writer,
     in_flight: usize,
+    standstill: Standstill,
     deadline: Instant,
     out: BytesMut,
     local: &'s Local,
@@ -121,6 +143,11 @@ impl<S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin> Appending<'_, S
                 request = self.input.next(), if room => match request {
                     None => self.input_ended = true,
                     Some(request) => {
+                        let previous = request.prev_log_id.as_ref().map(position);
+                        let commit = request.leader_commit.as_ref().map(position);
+                        if self.standstill.sees(previous, commit, request.entries.is_empty()) {
+                            return Some((Err(broken("what it reads was given up, or is being mended")), None));
+                        }
                         if self.in_flight == 0 {
                             self.deadline = Instant::now() + NO_PROGRESS;
                         }
@@ -220,6 +247,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 reader,
                 writer,
                 in_flight: 0,
+                standstill: Standstill::default(),
                 deadline: Instant::now() + NO_PROGRESS,
                 out: BytesMut::new(),
                 local: &self.local,
@@ -317,5 +345,34 @@ impl RaftNetworkV2<TypeConfig> for Link {
             Answer::Done => Ok(Ok(())),
             _ => Err(broken("the hand-over was refused")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_storage::{LogIndex, Term};
+
+    use super::*;
+
+    /// P1: a stream whose entries were given up ends, so that the follower gets a snapshot. One that has nothing to send goes on.
+    #[test]
+    fn p1_a_stream_that_stands_still_ends() {
+        let at = |index| Some(LogPosition { term: Term(2), index: LogIndex(index) });
+        let mut stream = Standstill::default();
+        assert!(!stream.sees(at(5), at(9), true), "the first may come from a probe, which is one request");
+        assert!(stream.sees(at(5), at(9), true));
+        let mut stream = Standstill::default();
+        for (previous, commit, is_empty) in [
+            (5, 9, true),
+            (5, 9, false),
+            (9, 9, true),
+            (9, 9, true),
+            (9, 8, true),
+            (9, 12, true),
+            (11, 12, true),
+        ] {
+            assert!(!stream.sees(at(previous), at(commit), is_empty), "{previous} {commit} {is_empty}");
+        }
+        assert!(!Standstill::default().sees(None, None, true));
     }
 }
