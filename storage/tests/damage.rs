@@ -447,6 +447,11 @@ fn p9_a_sealed_segment_that_lost_its_tail_is_refused_loudly() {
     file.write_at(&[0; 4096], end / 4096 * 4096).unwrap();
     file.sync_data().unwrap();
     assert!(matches!(open(&disk), Err(OpenError::Lost(_))));
+    // The segment behind it says so too, where the superblock knows of no ends: an older build wrote it, or its lists have rotted.
+    let superblock = disk.contents("superblock");
+    let lists = (0..superblock.len()).filter(|at| superblock[*at..].starts_with(b"HFSE"));
+    lists.for_each(|at| disk.flip("superblock", at as u64 + 10, 3));
+    assert!(matches!(open(&disk), Err(OpenError::Lost(_))));
 }
 
 /// The newest segment's file turns into zeros or into an older self while the node is down. Its records end cleanly; where they end at
