@@ -592,8 +592,8 @@ mod tests {
             sent(|net, ms| if ms == 12 {
                 net.down(client, false)
             }),
-            None,
-            "there is no power"
+            Some(15),
+            "nor does a loss of power take back what is on its way"
         );
     }
 }
