@@ -141,15 +141,23 @@ fn p9_what_a_checkpoint_has_is_committed() {
     assert_eq!(store.log.committed(), Some(position));
 }
 
+fn at(index: u64) -> LogPosition {
+    LogPosition { term: Term(1), index: LogIndex(index) }
+}
+
+fn of_twenty_entries() -> LogStore {
+    let (store, _) = Builder::starting(&SimDisk::new(1));
+    let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
+    store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
+    store
+}
+
 /// P1: a leader's reader hands out what it was asked for or nothing. A stream to a follower that is behind may ask for entries that were given
 /// up a moment ago; the next ones in their place would make a gap in the follower's log.
 #[test]
 fn p1_what_follows_on_what_was_given_up_is_not_sent_for_it() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (mut store, _state_machine) = Builder::starting(&SimDisk::new(1));
-    let at = |index| LogPosition { term: Term(1), index: LogIndex(index) };
-    let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
-    store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
+    let mut store = of_twenty_entries();
     let log = store.log.clone();
     let mut read = |start| {
         let entries = runtime.block_on(store.limited_get_log_entries(start, 20)).unwrap();
@@ -165,10 +173,7 @@ fn p1_what_follows_on_what_was_given_up_is_not_sent_for_it() {
 #[test]
 fn p1_no_entry_is_passed_over() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (mut store, _state_machine) = Builder::starting(&SimDisk::new(1));
-    let at = |index| LogPosition { term: Term(1), index: LogIndex(index) };
-    let entry = |index| entry_to_stored(Entry { log_id: log_id(at(index)), payload: EntryPayload::Blank });
-    store.log.append((0..20).map(entry).collect(), Box::new(|done| done.unwrap()));
+    let mut store = of_twenty_entries();
     store.log.purge(at(9));
     let mut read = |start, end| {
         let entries =

@@ -470,7 +470,7 @@ impl DiskFile for SimFile {
         result
     }
 
-    /// What is written while it runs is not synced by it.
+    /// A block that is first written while it runs is not synced by it; one that was dirty before comes as it is at the end.
     fn sync_data(&self) -> io::Result<()> {
         let (takes, covers) = {
             let mut s = self.disk.change()?;
