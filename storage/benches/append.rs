@@ -23,6 +23,11 @@ use holdfast_storage::seal::{KEY_BYTES, Keyring};
 use holdfast_storage::{Bytes, Entry, Identity, Log, LogIndex, LogPosition, Options, Term};
 
 const SEGMENT: u64 = 64 << 20;
+/// Octets of a burst: no more than the first segment holds, so that none is zeroed beside it.
+const BURST: usize = 480 << 20;
+/// A segment that holds it; the floor's file is as large.
+const BURST_SEGMENT: u64 = 512 << 20;
+const BURSTS: usize = 5;
 
 fn seconds() -> Duration {
     let text = std::env::var("BENCH_SECONDS").unwrap_or_default();
@@ -40,7 +45,7 @@ fn percentiles(mut each: Vec<Duration>) -> (Duration, Duration) {
 fn floor(dir: &Path, delay: Duration, bytes: usize) -> (f64, Duration, Duration) {
     let disk = OsDisk::open(dir, delay).unwrap();
     let file = disk.create("floor").unwrap();
-    file.write_zeros(0, SEGMENT).unwrap();
+    file.write_zeros(0, BURST_SEGMENT).unwrap();
     file.sync_data().unwrap();
     let octets = vec![0x5a; bytes];
     let (began, mut each, mut at) = (Instant::now(), Vec::new(), 0);
@@ -49,7 +54,7 @@ fn floor(dir: &Path, delay: Duration, bytes: usize) -> (f64, Duration, Duration)
         file.write_at(&octets, at).unwrap();
         file.sync_data().unwrap();
         each.push(one.elapsed());
-        at = (at + bytes as u64) % (SEGMENT - bytes as u64) / 4096 * 4096;
+        at = (at + bytes as u64) % (BURST_SEGMENT - bytes as u64) / 4096 * 4096;
     }
     let rate = each.len() as f64 / began.elapsed().as_secs_f64();
     disk.remove("floor").unwrap();
@@ -62,11 +67,10 @@ fn keys() -> Keyring {
     if wanted { Keyring::new(&[[7; KEY_BYTES]]).unwrap() } else { Keyring::default() }
 }
 
-/// So many waiters, each of which appends again as soon as it was told. What has passed is erased and purged, as in service.
-fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, Duration, Duration) {
+fn open(dir: &Path, delay: Duration, segment_bytes: u64) -> Log {
     let disk = Arc::new(OsDisk::open(dir, delay).unwrap());
     let options = Options {
-        segment_bytes: SEGMENT,
+        segment_bytes,
         move_below_percent: MOVE_BELOW_PERCENT,
         scrub_bytes_per_second: 0,
         keys: keys(),
@@ -74,7 +78,36 @@ fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, D
         on_failure: Arc::new(|why| panic!("{why}")),
     };
     let identity = Identity { cluster: "bench".into(), node: 1 };
-    let (log, _) = Log::open(disk, identity, options).unwrap();
+    Log::open(disk, identity, options).unwrap().0
+}
+
+/// How long 256 waiters take to have so many octets written into segments that were zeroed before, in bodies of so many, with nothing erased beside it:
+/// what the floor does.
+fn burst(dir: &Path, delay: Duration, octets: usize, bytes: usize) -> Duration {
+    let log = open(dir, delay, BURST_SEGMENT);
+    std::thread::sleep(Duration::from_secs(2)); // a spare segment is made
+    let body = Bytes::from(vec![0x5a; bytes]);
+    let (tell, told) = channel();
+    let append = |index: usize| {
+        let at = LogPosition { term: Term(1), index: LogIndex(index as u64) };
+        let entry = Entry { at, head: Bytes::from_static(&[7; 120]), body: body.clone() };
+        let tell = tell.clone();
+        log.append(vec![entry], Box::new(move |result| tell.send(result.unwrap()).unwrap()));
+    };
+    let (began, count) = (Instant::now(), octets / bytes);
+    (0..count.min(256)).for_each(append);
+    for done in 0..count {
+        told.recv().unwrap();
+        if done + 256 < count {
+            append(done + 256);
+        }
+    }
+    began.elapsed()
+}
+
+/// So many waiters, each of which appends again as soon as it was told. What has passed is erased and purged, as in service.
+fn appends(dir: &Path, delay: Duration, waiters: usize, bytes: usize) -> (f64, Duration, Duration) {
+    let log = open(dir, delay, SEGMENT);
     let body = Bytes::from(vec![0x5a; bytes]);
     let durable = Arc::new(AtomicU64::new(0));
     let (tell, told) = channel();
@@ -128,17 +161,41 @@ fn main() {
         "sync+  waiters  body   appends/s     MB/s    p50 ms    p99 ms  written per byte   of the floor"
     );
     for delay in [0, 1, 5].map(Duration::from_millis) {
-        let (one, one_p50, _) = floor(&scratch.path().join("floor"), delay, 4096);
         let (batches, ..) = floor(&scratch.path().join("floor"), delay, BATCH_BYTES_MAX);
         let sequential = batches * BATCH_BYTES_MAX as f64;
         println!(
-            "{:>3} ms  floor: {one:.0} writes of 4 KiB a second, p50 {:.3} ms; {:.0} MB/s in writes of {} KiB",
+            "{:>3} ms  floor: {:.0} MB/s in writes of {} KiB",
             delay.as_millis(),
-            one_p50.as_secs_f64() * 1e3,
             sequential / 1e6,
             BATCH_BYTES_MAX >> 10
         );
         for bytes in [4 << 10, 64 << 10] {
+            let (one, one_p50, _) = floor(&scratch.path().join("floor"), delay, bytes);
+            println!(
+                "{:>3} ms  floor: {one:.0} writes of {} KiB a second, p50 {:.3} ms",
+                delay.as_millis(),
+                bytes >> 10,
+                one_p50.as_secs_f64() * 1e3
+            );
+            // By turns with the floor, as other machines' load comes and goes.
+            let mut of_floor: Vec<f64> = (0..BURSTS)
+                .map(|_| {
+                    let (batches, ..) = floor(&scratch.path().join("floor"), delay, BATCH_BYTES_MAX);
+                    let took = burst(&scratch.path().join("burst"), delay, BURST, bytes);
+                    std::fs::remove_dir_all(scratch.path().join("burst")).unwrap();
+                    BURST as f64 / took.as_secs_f64() / (batches * BATCH_BYTES_MAX as f64)
+                })
+                .collect();
+            of_floor.sort_by(f64::total_cmp);
+            println!(
+                "{:>3} ms  bursts of {} MiB by 256 waiters in {} KiB, nothing erased meanwhile: {:.0} % of the floor's rate (from {:.0} to {:.0})",
+                delay.as_millis(),
+                BURST >> 20,
+                bytes >> 10,
+                of_floor[BURSTS / 2] * 100.0,
+                of_floor[0] * 100.0,
+                of_floor[BURSTS - 1] * 100.0,
+            );
             for waiters in [1, 16, 256] {
                 let dir = scratch.path().join(format!("{}-{bytes}-{waiters}", delay.as_millis()));
                 let before = written();
