@@ -25,6 +25,7 @@ use crate::machine::Machine;
 use crate::membership;
 use crate::net::Listener;
 use crate::others::Others;
+use crate::owners;
 use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Known, Past, Request};
 use crate::peer::network::Network;
@@ -159,7 +160,11 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     };
     let mut peers = connect(&members);
     let identity = Identity { cluster, node: id };
-    let (log, recovered) = match Log::open(disk.clone(), identity.clone(), log.clone()) {
+    let mut opened = Log::open(disk.clone(), identity.clone(), log.clone());
+    if let Err(OpenError::Lost(damage)) = &mut opened {
+        owners::name(damage, &*disk, &log.keys, &*machine.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    let (log, recovered) = match opened {
         Err(OpenError::Lost(damage)) if !peers.is_empty() => {
             tracing::error!(%damage, "the log is damaged; this node asks the others before it takes part");
             let others = Others::new(local.clone(), None, peers.clone());

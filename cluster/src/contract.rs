@@ -37,6 +37,14 @@ impl Machine for Counter {
         Vec::new()
     }
 
+    fn row_owner(&self, _row: &[u8]) -> Option<(Vec<LogIndex>, String)> {
+        None
+    }
+
+    fn owners_in(&self, _octets: &[u8]) -> Vec<String> {
+        Vec::new()
+    }
+
     fn admit(&mut self, _command: &[u8]) -> Result<(), Refusal> {
         Ok(())
     }

@@ -21,6 +21,7 @@ mod machine;
 mod membership;
 pub mod net;
 mod others;
+pub mod owners;
 mod peer;
 pub mod placement;
 mod proposal;

@@ -148,6 +148,12 @@ pub trait Machine: Send + 'static {
     /// state.
     fn owners(&self, body: LogIndex, command: Option<&[u8]>) -> Vec<String>;
 
+    /// The bodies that a checkpoint's row needs, and a name for people of what it is; nothing if it is no row.
+    fn row_owner(&self, row: &[u8]) -> Option<(Vec<LogIndex>, String)>;
+
+    /// Names for people of what octets belonged to in which a log's records can no longer be told.
+    fn owners_in(&self, octets: &[u8]) -> Vec<String>;
+
     /// All of the state as it is now, to be read without the machine: no checkpoint is completed before that is done.
     fn whole(&self) -> Whole;
 

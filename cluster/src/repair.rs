@@ -125,7 +125,8 @@ pub(crate) async fn reset(mut others: Others, damage: &Damage) -> Reset {
                 false => all_heard(own, &answers, damage.vote, damage.last, void_but),
             };
         };
-        if said.replace(waits_for) != Some(waits_for) {
+        if said.is_none_or(|(before, at)| before != waits_for || clock::now() >= at + SAY_AGAIN) {
+            said = Some((waits_for, clock::now()));
             tracing::error!(%damage, last = ?damage.last, heard = ?answers.keys(), "{waits_for}");
         }
         tokio::time::sleep(AGAIN).await;

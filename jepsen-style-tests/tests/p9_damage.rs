@@ -308,6 +308,46 @@ fn p9_a_body_that_is_damaged_everywhere_halts_loudly() {
     }
 }
 
+/// Records that are damaged on every node beyond their bodies: all wait and give up nothing, and each says where, which entries and which
+/// messages. Of one the octets tell, of the other the checkpoint alone.
+#[test]
+fn p9_records_that_are_damaged_everywhere_are_named() {
+    let Waiting { mut nodes, history, .. } = waiting();
+    wait_healthy(&nodes, "all to have all");
+    std::thread::sleep(Duration::from_secs(2)); // for a checkpoint
+    (1..=3).for_each(|id| nodes.kill(id));
+    for id in 1..=3 {
+        for (name, take_all) in [("waits07", false), ("waits30", true)] {
+            let (path, at) = place(&nodes.data(id), name);
+            edit(&path, |octets| {
+                let header = header(octets, at);
+                octets[header + 20] ^= 1;
+                if take_all {
+                    octets[header..at + 100_000].fill(0x5a);
+                }
+            });
+        }
+    }
+    (1..=3).for_each(|id| nodes.start(id));
+    let of = |name: &str| history.iter().find(|sent| sent.name == name).and_then(|sent| sent.id.clone());
+    let [octets_tell, rows_tell, whole] = ["waits07", "waits30", "waits20"].map(|name| of(name).unwrap());
+    wait_for("all to say so", Duration::from_secs(30), || {
+        (1..=3).all(|id| nodes.stderr(id).contains("nothing is given up"))
+    });
+    for id in 1..=3 {
+        let said = nodes.stderr(id);
+        for word in ["segment", "offset", ", entr", &octets_tell, &rows_tell] {
+            assert!(said.contains(word), "node {id}: {word} in {said}");
+        }
+        assert!(!said.contains(&whole), "node {id}: nothing befell {whole}: {said}");
+        assert!(nodes.is_running(id));
+    }
+    nodes.kill(1);
+    let check = holdfast(&["store", "check", &nodes.data(1).display().to_string()]);
+    let said = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert!(said.contains(&octets_tell) && said.contains(&rows_tell), "{said}");
+}
+
 /// A body that rots while its message is handed off elsewhere: nobody needs it, and nothing halts.
 #[test]
 fn p9_a_damaged_body_of_settled_mail_is_no_matter() {

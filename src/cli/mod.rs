@@ -9,11 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use holdfast_cluster::owners;
+use holdfast_storage::OpenError;
 use serde_json::Value;
 
 use crate::admin::api::{NewMember, Request, Selector, Waiting};
 use crate::admin::client::{Client, Refused};
 use crate::config::{Config, Span};
+use crate::queue::Queue;
 use crate::{at_rest, demo, node};
 
 /// A mail relay whose queue is a replicated log: a message is acknowledged when two nodes hold it, and erased when it was
@@ -507,7 +510,11 @@ fn store_dump(dir: &Path, key_file: &Path, json: bool) -> anyhow::Result<()> {
 fn store_check(dir: &Path, key_file: &Path, json: bool) -> anyhow::Result<()> {
     let keys = at_rest::keyring(key_file)?;
     let disk = holdfast_storage::disk::os::OsDisk::open_to_read(dir)?;
-    let survey = holdfast_storage::log::survey(&disk, &keys)?;
+    let mut survey = holdfast_storage::log::survey(&disk, &keys);
+    if let Err(OpenError::Lost(damage)) = &mut survey {
+        owners::name(damage, &disk, &keys, &Queue::default());
+    }
+    let survey = survey?;
     if json {
         let (bodies, octets) = survey.bodies;
         println!(

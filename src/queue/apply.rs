@@ -14,6 +14,7 @@ use super::level;
 use super::message::{Envelope, Message, MessageId, State, Tick};
 use super::messages::{Messages, Page, Totals};
 use super::tables::{RouteEntry, Tables};
+use super::traces;
 
 /// Settled and withdrawn ids are remembered for this much cluster time. Longer than a message may be proposed again: its client
 /// is kept waiting for at most twice `accept_timeout`, which the node file bounds to [`ACCEPT_TIMEOUT_MAX_MS`].
@@ -570,6 +571,15 @@ impl Machine for Queue {
             tracing::error!(%error, "not all messages can be read");
         }
         owners
+    }
+
+    fn row_owner(&self, row: &[u8]) -> Option<(Vec<LogIndex>, String)> {
+        let Message { id, bodies, .. } = Message::from_row(row).ok()?;
+        Some((bodies, format!("message {id}")))
+    }
+
+    fn owners_in(&self, octets: &[u8]) -> Vec<String> {
+        traces::ids_in(octets).into_iter().map(|id| format!("message {id}")).collect()
     }
 
     fn whole(&self) -> Whole {

@@ -10,9 +10,11 @@ pub mod message;
 mod messages;
 pub mod retry;
 mod tables;
+mod traces;
 
 pub use apply::{Change, Queue};
 pub use command::Command;
 pub use message::{Message, MessageId};
 pub use messages::{Page, Totals};
 pub use tables::RouteEntry;
+pub use traces::ids_in;

@@ -96,6 +96,7 @@ mod tests {
             date: "Thu, 1 Jan 1970 00:00:00 +0000",
         };
         let one = received(&t);
+        assert_eq!(crate::queue::ids_in(one.as_bytes()), [t.id]);
         assert!(one.contains("with ESMTPS id 000000") && one.contains("\r\n\tfor <u@d.example>; Thu"));
         assert!(one.split_inclusive("\r\n").all(|l| l.len() <= 100 && l.ends_with("\r\n")));
         (t.recipient, t.tls, t.extended) = (None, None, false);

@@ -93,6 +93,8 @@ pub struct Damage {
     pub last: Option<LogPosition>,
     /// The last position that is known to have been committed.
     pub committed: Option<LogPosition>,
+    /// Names for people of what the lost octets may have belonged to, if somebody could tell.
+    pub owners: Vec<String>,
     /// Whether vote and last position are certainly the newest there were: what was written last is whole.
     pub end_is_whole: bool,
 }
@@ -100,6 +102,8 @@ pub struct Damage {
 impl Damage {
     /// Places that are named.
     const PLACES_MAX: usize = 5;
+    /// Owners that are shown.
+    const OWNERS_MAX: usize = 20;
 
     pub(crate) fn note(&mut self, at: impl std::fmt::Display, why: impl std::fmt::Display) {
         self.count += 1;
@@ -111,7 +115,13 @@ impl Damage {
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "damage in {} places: {}", self.count, self.places.join("; "))
+        write!(f, "damage in {} places: {}", self.count, self.places.join("; "))?;
+        let named = self.owners.iter().take(Self::OWNERS_MAX).map(String::as_str).collect::<Vec<_>>();
+        match self.owners.len().saturating_sub(named.len()) {
+            _ if named.is_empty() => Ok(()),
+            0 => write!(f, "; it may have taken {}", named.join(", ")),
+            more => write!(f, "; it may have taken {}, and {more} more", named.join(", ")),
+        }
     }
 }
 

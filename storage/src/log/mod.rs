@@ -13,6 +13,7 @@ mod fold;
 mod judge;
 pub(crate) mod reader;
 pub mod recovery;
+pub mod remains;
 mod salvage;
 mod segment;
 pub(crate) mod state;
