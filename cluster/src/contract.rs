@@ -15,9 +15,9 @@ use crate::machine::{Applied, ApplyError, Delta, Found, Machine, Reading, Refusa
 use crate::state_machine::StateMachine;
 use crate::types::{Entry, TypeConfig, log_id};
 
-/// Counts commands and nothing else.
+/// Counts commands. A row is the index of a body, and octets are named by what stands there up to a blank.
 #[derive(Default)]
-struct Counter {
+pub(crate) struct Counter {
     count: u64,
 }
 
@@ -37,12 +37,14 @@ impl Machine for Counter {
         Vec::new()
     }
 
-    fn row_owner(&self, _row: &[u8]) -> Option<(Vec<LogIndex>, String)> {
-        None
+    fn row_owner(&self, row: &[u8]) -> Option<(Vec<LogIndex>, String)> {
+        let index = u64::from_le_bytes(row.try_into().ok()?);
+        Some((vec![LogIndex(index)], format!("row {index}")))
     }
 
-    fn owners_in(&self, _octets: &[u8]) -> Vec<String> {
-        Vec::new()
+    fn owners_in(&self, octets: &[u8]) -> Vec<String> {
+        let texts = octets.split(|octet| !octet.is_ascii_graphic()).filter_map(|t| str::from_utf8(t).ok());
+        texts.filter(|text| text.starts_with("body-")).map(Into::into).collect()
     }
 
     fn admit(&mut self, _command: &[u8]) -> Result<(), Refusal> {

@@ -43,3 +43,80 @@ pub fn name(damage: &mut Damage, disk: &dyn Disk, keys: &Keyring, machine: &dyn 
     owners.extend(rows.into_values().filter_map(|(_, owner)| owner));
     damage.owners = owners.into_iter().collect();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use holdfast_storage::disk::sim::SimDisk;
+    use holdfast_storage::{
+        Bytes, Checkpoint, Completion, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, Term,
+    };
+
+    use super::*;
+    use crate::contract::Counter;
+
+    fn at(index: u64) -> LogPosition {
+        LogPosition { term: Term(1), index: LogIndex(index) }
+    }
+
+    fn wait(done: impl FnOnce(Completion)) {
+        let (tell, told) = channel();
+        done(Box::new(move |result| drop(tell.send(result))));
+        told.recv().unwrap().unwrap();
+    }
+
+    /// P9: of five messages one came after the checkpoint, of which octets alone tell; of one the checkpoint alone does. One that is whole is
+    /// not named, nor is one that is gone, nor one whose body was erased on purpose.
+    #[test]
+    fn p9_what_is_left_names_whose_the_lost_octets_were() {
+        let (disk, keys) = (SimDisk::new(7), Keyring::default());
+        let open = || {
+            let options = Options {
+                segment_bytes: 4 << 20,
+                move_below_percent: 60,
+                scrub_bytes_per_second: 0,
+                keys: keys.clone(),
+                on_erased: Arc::new(|_| {}),
+                on_failure: Arc::new(|why| panic!("{why}")),
+            };
+            let identity = Identity { cluster: "owners".into(), node: 1 };
+            Log::open(Arc::new(disk.clone()), identity, options)
+        };
+        let (log, _) = open().unwrap();
+        let append = |index: u64, times: usize| {
+            let body = Bytes::from(format!("body-{index} ").repeat(times));
+            wait(|done| {
+                log.append(vec![Entry { at: at(index), head: Bytes::from_static(b"h"), body }], done)
+            });
+        };
+        (0..5).for_each(|index| append(index, 900));
+        let row = |index: u64| (index as u128, index.to_le_bytes().to_vec());
+        let made =
+            Checkpoint { applied: at(4), rows: (0..5).map(row).collect(), gone: vec![], tables: vec![] };
+        wait(|done| log.checkpoint(made, done));
+        log.erase(LogIndex(3));
+        let made = Checkpoint { applied: at(4), rows: vec![], gone: vec![4], tables: vec![] };
+        wait(|done| log.checkpoint(made, done));
+        (5..7).for_each(|index| append(index, 900));
+        while log.erase_backlog() > 0 {
+            std::thread::yield_now();
+        }
+        drop(log);
+        let name = "segment-000000";
+        let place = |needle: &str| {
+            let octets = disk.contents(name);
+            octets.windows(needle.len()).position(|w| w == needle.as_bytes()).unwrap() as u64
+        };
+        // Header and body of 1 and 4, the header alone of 5.
+        for (needle, octets) in [("body-1 ", 7000), ("body-4 ", 7000), ("body-5 ", 30)] {
+            let from = place(needle) - 40;
+            (0..octets).for_each(|octet| disk.flip(name, from + octet, 1));
+        }
+        let Err(OpenError::Lost(mut damage)) = open() else { panic!("damage is not noticed") };
+        super::name(&mut damage, &disk, &keys, &Counter::default());
+        assert_eq!(damage.owners, ["body-5", "row 1"], "{damage}");
+        assert!(damage.to_string().ends_with("it may have taken body-5, row 1"), "{damage}");
+    }
+}
