@@ -92,7 +92,11 @@ fn burst(dir: &Path, delay: Duration, octets: usize, bytes: usize) -> Duration {
         let at = LogPosition { term: Term(1), index: LogIndex(index as u64) };
         let entry = Entry { at, head: Bytes::from_static(&[7; 120]), body: body.clone() };
         let tell = tell.clone();
-        log.append(vec![entry], Box::new(move |result| tell.send(result.unwrap()).unwrap()));
+        let done = move |result: Result<(), _>| {
+            result.unwrap();
+            tell.send(()).unwrap();
+        };
+        log.append(vec![entry], Box::new(done));
     };
     let (began, count) = (Instant::now(), octets / bytes);
     (0..count.min(256)).for_each(append);
