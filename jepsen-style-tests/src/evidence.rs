@@ -80,14 +80,27 @@ fn unstepped(at: i64, length: u64) -> u64 {
     right.unwrap_or(at).max(0) as u64
 }
 
-/// What nodes wrote of threads that panicked.
-pub(crate) fn panics(nodes: &Nodes) -> Vec<What> {
-    let of = |node| {
-        let text = nodes.stderr(node);
-        let lines = text.lines().filter(|line| line.contains("panicked at")).map(str::to_string);
-        lines.map(|what| What::Panicked { node, what }).collect::<Vec<_>>()
-    };
+/// What nodes wrote to standard error of threads that panicked, of damage that is mended, and of snapshots.
+pub(crate) fn told(nodes: &Nodes) -> Vec<What> {
+    let of = |node| nodes.stderr(node).lines().filter_map(|line| told_by(node, line)).collect::<Vec<_>>();
     (1..=3).flat_map(of).collect()
+}
+
+fn told_by(node: u64, line: &str) -> Option<What> {
+    const REPAIRED: [&str; 2] = [
+        "a damaged body was fetched from another node",
+        "this node has what it lost, and holds back no more",
+    ];
+    if line.contains("panicked at") {
+        Some(What::Panicked { node, what: line.into() })
+    } else if REPAIRED.iter().any(|words| line.contains(words)) {
+        Some(What::Repaired { node })
+    } else if line.contains("the bodies of a snapshot are here") {
+        let bodies = line.split_whitespace().find_map(|word| word.strip_prefix("bodies=")?.parse().ok())?;
+        Some(What::Snapshot { node, bodies })
+    } else {
+        None
+    }
 }
 
 /// A line `TIME HOST NAME/SERVICE[N]: ID: durable, nodes=1+3, power=A+C, network=1+3, ...` or `... ID: erased, lag=0.8`; when it was
@@ -146,6 +159,16 @@ mod tests {
         assert!(
             custody_line(1, "2026-03-01T01:00:00.250+01:00 node-1 holdfast/qmgr[7]: 4F2A: removed").is_none()
         );
+    }
+
+    #[test]
+    fn standard_error_tells_what_became_of_damage() {
+        let fetched = "2026-03-01T00:00:00Z  WARN holdfast_cluster::repair: a damaged body was fetched from another node index=7";
+        assert!(matches!(told_by(2, fetched), Some(What::Repaired { node: 2 })));
+        let came = "2026-03-01T00:00:00Z  INFO the bodies of a snapshot are here last=9 rows=4 bodies=3 fetched=0 bytes=0";
+        assert!(matches!(told_by(1, came), Some(What::Snapshot { node: 1, bodies: 3 })));
+        assert!(matches!(told_by(1, "thread 'x' panicked at y"), Some(What::Panicked { .. })));
+        assert!(told_by(1, "INFO this node leads").is_none());
     }
 
     #[test]

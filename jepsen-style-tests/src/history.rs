@@ -161,6 +161,18 @@ pub enum What {
         /// What it wrote.
         what: String,
     },
+    /// A node wrote to standard error that it has back what damage had taken.
+    Repaired {
+        /// The node.
+        node: u64,
+    },
+    /// A node wrote to standard error that it has a snapshot, and so many bodies with it.
+    Snapshot {
+        /// The node.
+        node: u64,
+        /// Bodies of mail that waits.
+        bodies: u64,
+    },
     /// Everything was mended, and so many milliseconds later all nodes were well; none if they never were.
     Healed {
         /// How long it took.

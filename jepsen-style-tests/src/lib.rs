@@ -7,6 +7,7 @@
 
 pub mod cgroup;
 pub mod checkers;
+pub mod conditions;
 pub mod customer;
 pub mod disk;
 mod evidence;

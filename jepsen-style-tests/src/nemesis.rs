@@ -1,16 +1,18 @@
 //! What is broken on purpose, and how it is mended. Each names the nodes whose clients may notice.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::customer::Customer;
 use crate::disk::SmallDisk;
 use crate::hosts::Hosts;
 use crate::nodes::Nodes;
 use crate::random::Random;
+use crate::record::Record;
 use crate::tools::waited;
 use crate::wires::Quality;
 
@@ -19,6 +21,8 @@ pub const DISK_MIB: u64 = 400;
 
 /// By how many hours a wall clock is set wrong.
 pub const CLOCK_STEPS: [i64; 2] = [20 * 24, -20];
+/// How long a moment is waited for at which a node owes a reply.
+const BETWEEN: Duration = Duration::from_secs(4);
 /// How long a node may take to make its next sync, and to end when that failed.
 const SYNC: Duration = Duration::from_secs(5);
 
@@ -250,6 +254,8 @@ pub fn all() -> impl Iterator<Item = Nemesis> {
 #[derive(Debug)]
 pub struct Broken {
     harm: Harm,
+    /// When it began: clients that see the first of it are to find it in the history.
+    pub began: Instant,
     /// Nodes whose clients may notice.
     pub nodes: Vec<u64>,
     /// Nodes that can do nothing for the others.
@@ -270,6 +276,8 @@ pub struct World<'a> {
     pub disks: &'a mut [SmallDisk],
     /// Where its mail goes.
     pub customer: &'a Customer,
+    /// What its senders write down.
+    pub record: &'a Record,
     /// Who leads, if anybody.
     pub leader: Option<u64>,
 }
@@ -296,13 +304,17 @@ impl Nemesis {
             }
             Whom::All => Some(all.to_vec()),
         };
+        let began = Cell::new(Instant::now());
         let broken = |nodes: &[u64], down: &[u64], what: String| {
-            let ended = Vec::new();
-            Some(Broken { harm: self.harm, nodes: nodes.into(), down: down.into(), what, ended })
+            let (began, ended) = (began.get(), Vec::new());
+            Some(Broken { harm: self.harm, began, nodes: nodes.into(), down: down.into(), what, ended })
         };
         match self.harm {
             Harm::Kill(whom) => {
                 let victims = choose(whom)?;
+                if let (Whom::Leader, [victim]) = (whom, &victims[..]) {
+                    began.set(stop_before_it_replies(nodes, *victim, world.record));
+                }
                 victims.iter().for_each(|id| nodes.kill(*id));
                 broken(&victims, &victims, format!("killed {victims:?}"))
             }
@@ -454,6 +466,26 @@ impl Broken {
     }
 }
 
+/// Stops a node's process at a moment when a sender waits for its reply to a final dot, if there is one within a while. Says when.
+fn stop_before_it_replies(nodes: &Nodes, id: u64, record: &Record) -> Instant {
+    let deadline = Instant::now() + BETWEEN;
+    while Instant::now() < deadline {
+        std::thread::sleep(ms(1));
+        if !record.is_past_dot(id) {
+            continue;
+        }
+        let stopped = Instant::now();
+        nodes.pause(id, true);
+        // What it had said before is read meanwhile.
+        std::thread::sleep(ms(20));
+        if record.is_past_dot(id) {
+            return stopped;
+        }
+        nodes.pause(id, false);
+    }
+    Instant::now()
+}
+
 /// One sync of a node's fails, the next it makes; its exit status. Nothing if it makes none, or strace cannot be had.
 fn fail_a_sync(nodes: &mut Nodes, id: u64) -> Option<Option<i32>> {
     let pid = nodes.pid(id)?.to_string();
@@ -494,7 +526,7 @@ fn fill(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Flips a bit in one to three places of a node's segment files, where something was written. Says where.
+/// Flips a bit in one to three places of a node's segment files, where something was written, the first of them in the header of a record. Says where.
 fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
     let files: Vec<PathBuf> = std::fs::read_dir(nodes.data(id))
         .into_iter()
@@ -502,9 +534,10 @@ fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")))
+        .filter(|path| std::fs::read(path).is_ok_and(|octets| octets.iter().any(|octet| *octet != 0)))
         .collect();
     let mut done = BTreeSet::new();
-    for _ in 0..random.within(1, 4) {
+    for n in 0..random.within(1, 4) {
         if files.is_empty() {
             break;
         }
@@ -513,7 +546,13 @@ fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
         let path = random.pick(&files);
         let Ok(mut octets) = std::fs::read(path) else { continue };
         let Some(written) = octets.iter().rposition(|octet| *octet != 0) else { continue };
-        let at = random.within(0, written as u64 + 1) as usize;
+        let magic = &octets[..4];
+        let headers: Vec<usize> =
+            (0..written.saturating_sub(4)).filter(|at| octets[*at..].starts_with(magic)).collect();
+        let at = match n {
+            0 if !headers.is_empty() => random.pick(&headers) + random.within(4, 60) as usize,
+            _ => random.within(0, written as u64 + 1) as usize,
+        };
         octets[at] ^= 1 << random.within(0, 8);
         if std::fs::write(path, &octets).is_ok() {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

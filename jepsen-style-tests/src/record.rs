@@ -1,5 +1,6 @@
 //! Where all who take part write down what they see.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -11,13 +12,15 @@ use crate::tools::lock;
 pub struct Record {
     began: Instant,
     events: Arc<Mutex<Vec<Event>>>,
+    /// By node: senders that wait for what it says to their final dots.
+    past_dot: Arc<Mutex<BTreeMap<u64, usize>>>,
 }
 
 impl Record {
     /// An empty one; time begins now.
     #[expect(clippy::new_without_default, reason = "time begins")]
     pub fn new() -> Record {
-        Record { began: Instant::now(), events: Arc::default() }
+        Record { began: Instant::now(), events: Arc::default(), past_dot: Arc::default() }
     }
 
     /// Milliseconds since the beginning.
@@ -39,6 +42,19 @@ impl Record {
     pub fn note_at(&self, moment: Instant, what: What) {
         let at = self.at(moment);
         lock(&self.events).push(Event { at, what });
+    }
+
+    /// A sender waits for a node's reply to its final dot for as long as `wait` takes.
+    pub fn past_dot<T>(&self, node: u64, wait: impl FnOnce() -> T) -> T {
+        *lock(&self.past_dot).entry(node).or_default() += 1;
+        let came = wait();
+        lock(&self.past_dot).entry(node).and_modify(|count| *count -= 1);
+        came
+    }
+
+    /// Whether a sender waits for a node's reply to its final dot.
+    pub fn is_past_dot(&self, node: u64) -> bool {
+        lock(&self.past_dot).get(&node).is_some_and(|count| *count > 0)
     }
 
     /// How many messages were acknowledged so far.

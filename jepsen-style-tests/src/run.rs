@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::checkers::{ERASE_WITHIN, RESIDENT_MAX};
 use crate::customer::Customer;
 use crate::disk::SmallDisk;
-use crate::evidence::{canaries, left, panics, read_maillogs};
+use crate::evidence::{canaries, left, read_maillogs, told};
 use crate::folder::{Options, keep};
 use crate::history::{Fault, History, What};
 use crate::hosts::{self, Hosts};
@@ -41,8 +41,8 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let listen = if hosts.is_some() { format!("{}:0", Hosts::OUTSIDE) } else { "127.0.0.1:0".into() };
     let (customer, senders_own) = (Customer::start_at(&listen), Customer::start_at(&listen));
     let mut nodes = match hosts {
-        Some(_) => Nodes::prepare_on_hosts(|_, text| text),
-        None => Nodes::prepare(|_, text| text),
+        Some(_) => Nodes::prepare_on_hosts(keep_little),
+        None => Nodes::prepare(keep_little),
     };
     if let Some(library) = faketime().filter(|_| has(|needs| needs == Needs::Faketime)) {
         nodes.with_clocks(library);
@@ -111,7 +111,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     }
     watcher.stop();
     read_maillogs(&lock(&nodes), epoch, &record);
-    panics(&lock(&nodes)).into_iter().for_each(|what| record.note(what));
+    told(&lock(&nodes)).into_iter().for_each(|what| record.note(what));
     let history = History { events: record.finish() };
     keep(folder, options, &history, &lock(&nodes));
     (1..=3).for_each(|id| lock(&nodes).kill(id));
@@ -120,6 +120,11 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     }
     drop(disks);
     history
+}
+
+/// A node that was away for some seconds gets a snapshot, not all entries.
+fn keep_little(_node: u64, text: String) -> String {
+    text.replace("[storage]\n", "[storage]\nkeep_entries = 300\n")
 }
 
 /// Name of a message by which a node is asked, when all is mended, whether it takes mail; the node's id follows.
@@ -168,24 +173,22 @@ impl Stage<'_> {
     fn once(&mut self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
         let Stage { hosts, customer, watcher, record, .. } = *self;
         let leader = watcher.status().and_then(|s| s["leader"].as_u64());
-        // Clients that see the first of it are to find the fault in the history.
-        let began = Instant::now();
         watcher.expect_ends(true);
         let begun = {
             let mut nodes = lock(self.nodes);
-            nemesis
-                .begin(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, leader }, random)
+            let mut world = World { nodes: &mut nodes, hosts, disks: self.disks, customer, record, leader };
+            nemesis.begin(&mut world, random)
         };
         let Some(broken) = begun else {
             watcher.expect_ends(false);
             return false;
         };
-        eprintln!("{:>7} ms  {}: {}", record.at(began), nemesis.name, broken.what);
+        eprintln!("{:>7} ms  {}: {}", record.at(broken.began), nemesis.name, broken.what);
         let fault = |begins| {
             let (nodes, what) = (broken.nodes.clone(), broken.what.clone());
             What::Fault(Fault { number, nemesis: nemesis.name.into(), begins, nodes, what })
         };
-        record.note_at(began, fault(true));
+        record.note_at(broken.began, fault(true));
         record.note(What::Away { nodes: broken.down.clone() });
         for (node, status) in broken.ended.iter().filter(|(_, status)| *status != Some(0)) {
             record.note(What::Ended { node: *node, status: *status });
@@ -194,7 +197,7 @@ impl Stage<'_> {
         record.note(What::Away { nodes: Vec::new() });
         {
             let mut nodes = lock(self.nodes);
-            broken.end(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, leader });
+            broken.end(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, record, leader });
         }
         watcher.expect_ends(false);
         if !waited(HEAL, || watcher.is_well()) {

@@ -1,15 +1,10 @@
 //! What is to be said of a run: whether a promise was broken, and if not, whether enough happened for that to mean something.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
 use crate::checkers::{Offence, offences};
-use crate::history::{History, Outcome, Sent, What, Window};
-use crate::run::PROBE;
-
-/// How long after its mending a fault still counts as happening, in milliseconds: its consequences come to light.
-const AFTERMATH: u64 = 15_000;
+use crate::conditions::{Condition, conditions, oks_of};
+use crate::history::{History, Outcome};
 
 /// The three answers, with the exit status of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,15 +16,6 @@ pub enum Answer {
     Invalid = 1,
     /// No promise was broken, but something that was to be seen was not.
     Unknown = 3,
-}
-
-/// Something that has to have happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
-    /// What.
-    pub what: String,
-    /// Whether it has.
-    pub is_met: bool,
 }
 
 /// What came of a run.
@@ -99,93 +85,18 @@ fn until_next_250(history: &History) -> Vec<u64> {
     times
 }
 
-fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition> {
-    let mut conditions = Vec::new();
-    let mut expect = |what: String, is_met| conditions.push(Condition { what, is_met });
-    let oks: Vec<u64> = oks_of(history, "").collect();
-    expect("messages were acknowledged".into(), !oks.is_empty());
-    let left = history.events.iter().find_map(|event| match &event.what {
-        What::Left { names } => Some(names.len()),
-        _ => None,
-    });
-    expect("the queue was empty at the end".into(), left == Some(0));
-    let searched = history.events.iter().filter(|event| matches!(event.what, What::Searched { .. })).count();
-    expect("the files of all nodes were searched for what was erased".into(), searched == 3);
-    let custody = history.events.iter().any(|event| matches!(event.what, What::Custody(_)));
-    expect("the nodes' logs said who holds each message".into(), custody);
-    let probed = |node: u64| oks_of(history, &format!("{PROBE}{node}")).next().is_some();
-    expect("each node took mail when all was mended".into(), (1..=3).all(probed));
-    let windows = history.windows();
-    let mut names: BTreeSet<&str> = windows.iter().map(|w| w.fault.nemesis.as_str()).collect();
-    names.extend(nemeses.iter().map(String::as_str));
-    for name in names {
-        let of_it: Vec<&Window> = windows.iter().filter(|w| w.fault.nemesis == name).collect();
-        expect(format!("{name} was there"), !of_it.is_empty());
-        let during = of_it.iter().any(|w| oks.iter().any(|at| (w.from..w.to + AFTERMATH).contains(at)));
-        expect(format!("mail was acknowledged during or after {name}"), during);
-        if ["kill-leader", "pause-leader", "isolate-leader", "transfer"].contains(&name) {
-            let led = of_it.iter().any(|w| has_new_leader(history, w));
-            expect(format!("somebody else led after {name}"), led);
-        }
-        let refused = |is_it: fn(u16) -> bool| of_it.iter().any(|w| was_refused(history, w, is_it));
-        match name {
-            "fill-disk" => expect("mail was refused for want of room".into(), refused(|code| code == 452)),
-            "kill-two" | "pause-two" => {
-                let refused = refused(|code| (400..500).contains(&code) && code != 452);
-                expect(format!("mail was refused for want of a second node after {name}"), refused);
-            }
-            _ => {}
-        }
-    }
-    conditions
-}
-
-/// Whether a sender read such a reply after a fault began and before the next one did.
-fn was_refused(history: &History, window: &Window, is_it: fn(u16) -> bool) -> bool {
-    let during = window.from..until_next(history, window);
-    history
-        .sent()
-        .any(|(at, sent)| during.contains(&at) && matches!(sent.outcome, Outcome::Fail(code) if is_it(code)))
-}
-
-/// When the next fault began, or what came of this one has come.
-fn until_next(history: &History, window: &Window) -> u64 {
-    let next = history.windows().iter().map(|w| w.from).filter(|from| *from > window.from).min();
-    next.unwrap_or(u64::MAX).min(window.to + AFTERMATH)
-}
-
-/// When messages whose names begin like this were acknowledged.
-fn oks_of<'a>(history: &'a History, name: &str) -> impl Iterator<Item = u64> + use<'a> {
-    let name = name.to_string();
-    let is_it = move |sent: &Sent| sent.outcome == Outcome::Ok && sent.name.starts_with(&name);
-    history.sent().filter(move |(_, sent)| is_it(sent)).map(|(at, _)| at)
-}
-
-/// Whether another node is seen to lead after a fault began than before, and before the next fault began.
-fn has_new_leader(history: &History, window: &Window) -> bool {
-    let until = until_next(history, window);
-    let mut before = None;
-    for event in &history.events {
-        let What::Sample(sample) = &event.what else { continue };
-        let Some(leader) = sample.leader else { continue };
-        if event.at <= window.from {
-            before = Some(leader);
-        } else if event.at <= until && before.is_some_and(|before| before != leader) {
-            return true;
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkers::forged;
-    use crate::history::{Custody, Sample};
+    use crate::history::{Custody, Sample, What};
+
+    fn both(a: &str, b: &str) -> Vec<String> {
+        vec![a.to_string(), b.to_string()]
+    }
 
     fn whole() -> Vec<(u64, What)> {
         let lead = |leader| What::Sample(Sample { leader: Some(leader), ..Sample::default() });
-        let both = |a: &str, b: &str| vec![a.to_string(), b.to_string()];
         let custody =
             Custody { id: "id-m".into(), nodes: vec![1, 2], power: both("A", "B"), network: both("1", "2") };
         let mut events = vec![
@@ -196,6 +107,7 @@ mod tests {
             (330, forged::taken("m", "r")),
             (340, lead(2)),
             (350, forged::fault(1, false, &[1])),
+            (350, forged::sent("owed", Outcome::Unknown, &["r"])),
             (360, What::Left { names: vec![] }),
         ];
         events.extend((1..=3).map(|node| (370, What::Searched { node, found: vec![] })));
@@ -214,7 +126,7 @@ mod tests {
         assert_eq!((judgement.acknowledged, judgement.copies, judgement.repeated), (4, 4, 0));
         assert_eq!(judgement.until_next_250, [300]);
         // Without any one of these nobody can say.
-        for missing in [0, 5, 7, 8, 9, 10] {
+        for missing in [0, 5, 7, 8, 9, 10, 11] {
             let mut events = whole();
             events.remove(missing);
             assert_eq!(
@@ -242,8 +154,8 @@ mod tests {
             Answer::Unknown,
             "who led after the second fault need not have led after the first"
         );
-        let both = ["kill-leader".to_string(), "pause-two".into()];
-        assert_eq!(judge(&forged::history(whole()), &both).answer, Answer::Unknown, "one was not there");
+        let asked = ["kill-leader".to_string(), "pause-two".into()];
+        assert_eq!(judge(&forged::history(whole()), &asked).answer, Answer::Unknown, "one was not there");
         for (named, code) in [("kill-two", 451), ("pause-two", 421), ("fill-disk", 452)] {
             let as_named = |refusal: Option<u16>| {
                 let mut events = whole();
@@ -260,8 +172,50 @@ mod tests {
             assert_eq!(as_named(None), Answer::Unknown, "nobody was refused under {named}");
             assert_eq!(as_named(Some(550)), Answer::Unknown, "{named} refuses for now, not for good");
         }
+        // Neither of them has to, unless there was something to see.
+        let named = |nemesis: &str, extra: Vec<(u64, What)>| {
+            let mut events = whole();
+            for (_, what) in &mut events {
+                if let What::Fault(fault) = what {
+                    fault.nemesis = nemesis.into();
+                }
+            }
+            events.extend(extra);
+            events.sort_by_key(|(at, _)| *at);
+            judge(&forged::history(events), &[]).answer
+        };
+        let repaired = || (900, What::Repaired { node: 2 });
+        let snapshot = |bodies| (900, What::Snapshot { node: 2, bodies });
+        let waiting = |queued| (345, What::Sample(Sample { queued: Some(queued), ..Sample::default() }));
+        assert_eq!(named("flip-bits", vec![]), Answer::Unknown, "nothing was repaired");
+        assert_eq!(named("flip-bits", vec![repaired()]), Answer::Valid);
+        assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(0)]), Answer::Unknown);
+        assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(7)]), Answer::Valid);
+        let held = |node| {
+            let custody = Custody {
+                id: "id-m".into(),
+                nodes: vec![node, 3],
+                power: both("A", "B"),
+                network: both("1", "2"),
+            };
+            vec![
+                (15, What::Custody(custody)),
+                (20, What::Away { nodes: vec![1] }),
+                (340, What::Away { nodes: vec![] }),
+            ]
+        };
+        let deferred = || (344, forged::sent("x", Outcome::Fail(451), &["defer-x"]));
+        let named_deferred = |mut extra: Vec<(u64, What)>| {
+            extra.push(deferred());
+            named("kill-follower", extra)
+        };
+        assert_eq!(named("kill-follower", held(2)), Answer::Valid, "all of it goes at once");
+        assert_eq!(named_deferred(held(2)), Answer::Unknown, "who was away held nothing");
+        assert_eq!(named_deferred(held(1)), Answer::Valid);
         let mut calm = whole();
-        calm.retain(|(_, what)| !matches!(what, What::Fault(_)));
+        let is_owed =
+            |what: &What| matches!(what, What::Sent { sent, .. } if sent.outcome == Outcome::Unknown);
+        calm.retain(|(_, what)| !matches!(what, What::Fault(_)) && !is_owed(what));
         let asked = ["kill-leader".to_string()];
         assert_eq!(judge(&forged::history(calm), &asked).answer, Answer::Unknown, "nothing was broken");
         let mut lost = whole();

@@ -138,7 +138,9 @@ impl Sender {
         let mut connection: Option<Client> = None;
         let mut count = 0;
         let began = Instant::now();
-        let mut due = began;
+        // Not all in step.
+        let mut due =
+            began + Duration::from_millis(self.random.within(0, self.between.as_millis() as u64 + 1));
         while !self.stop.load(Ordering::SeqCst) {
             due = (due + self.between).max(Instant::now() - Duration::from_secs(1));
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -176,7 +178,7 @@ impl Sender {
             let (dot, sent) = match client.open_from(&name, &name, &recipients, &octets) {
                 Ok(open) => {
                     let dot = self.record.now();
-                    (Some(dot), client.finish(open))
+                    (Some(dot), self.record.past_dot(self.node, || client.finish(open)))
                 }
                 Err(sent) => (None, *sent),
             };
