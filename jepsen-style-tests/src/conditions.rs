@@ -68,6 +68,10 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                     expect("a snapshot brought mail that waits".into(), came);
                 }
             }
+            "wall-clock" => {
+                let wrong = history.events.iter().any(|e| matches!(e.what, What::WrongClock { .. }));
+                expect("a node wrote down times that cannot be".into(), wrong);
+            }
             // Of mail that goes at once there need be none.
             "kill-follower" | "pause-follower" if has_deferred(history) => {
                 let went = windows.iter().any(|w| went_without(history, w));

@@ -61,23 +61,27 @@ pub(crate) fn read_maillogs(nodes: &Nodes, epoch: std::time::SystemTime, record:
     let epoch = epoch.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
     let began = Instant::now() - Duration::from_millis(record.now());
     for id in 1..=3 {
+        let mut wrong = None;
         for line in nodes.maillog(id).lines() {
             let Some((at, what)) = custody_line(id, line) else { continue };
-            let at = Duration::from_millis(unstepped(at - epoch, record.now()));
-            record.note_at(began + at, what);
+            let (right, was_wrong) = unstepped(at - epoch, record.now());
+            let right = began + Duration::from_millis(right);
+            wrong = wrong.or(was_wrong.then_some(right));
+            record.note_at(right, what);
         }
+        wrong.into_iter().for_each(|at| record.note_at(at, What::WrongClock { node: id }));
     }
 }
 
 /// When a line was written, in milliseconds from the beginning of a run of this length, by the node's own wall clock, which may have been
-/// set wrong.
-fn unstepped(at: i64, length: u64) -> u64 {
+/// set wrong; and whether it was.
+fn unstepped(at: i64, length: u64) -> (u64, bool) {
     // Clocks differ by some milliseconds as it is.
     const SLACK: i64 = 60_000;
     let possible = -SLACK..length as i64 + SLACK;
     let steps = CLOCK_STEPS.iter().map(|hours| at - hours * 3_600_000);
     let right = std::iter::once(at).chain(steps).find(|at| possible.contains(at));
-    right.unwrap_or(at).max(0) as u64
+    (right.unwrap_or(at).max(0) as u64, right != Some(at))
 }
 
 /// What nodes wrote to standard error of threads that panicked, of damage that is mended, and of snapshots.
@@ -174,9 +178,10 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_wrong_is_understood() {
         for hours in [0, 20 * 24, -20] {
-            assert_eq!(unstepped(12_345 + hours * 3_600_000, 60_000), 12_345, "{hours} hours");
+            let told = unstepped(12_345 + hours * 3_600_000, 60_000);
+            assert_eq!(told, (12_345, hours != 0), "{hours} hours");
         }
-        assert_eq!(unstepped(-3, 60_000), 0);
+        assert_eq!(unstepped(-3, 60_000), (0, false));
     }
 
     #[test]

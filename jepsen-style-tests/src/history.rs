@@ -161,6 +161,11 @@ pub enum What {
         /// What it wrote.
         what: String,
     },
+    /// A node wrote lines to its log at times that cannot be: its wall clock was wrong.
+    WrongClock {
+        /// The node.
+        node: u64,
+    },
     /// A node wrote to standard error that it has back what damage had taken.
     Repaired {
         /// The node.

@@ -191,6 +191,8 @@ mod tests {
         assert_eq!(named("flip-bits", vec![repaired()]), Answer::Valid);
         assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(0)]), Answer::Unknown);
         assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(7)]), Answer::Valid);
+        assert_eq!(named("wall-clock", vec![]), Answer::Unknown, "no clock was seen to be wrong");
+        assert_eq!(named("wall-clock", vec![(345, What::WrongClock { node: 2 })]), Answer::Valid);
         let held = |node| {
             let custody = Custody {
                 id: "id-m".into(),

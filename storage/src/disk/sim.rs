@@ -72,14 +72,25 @@ impl State {
         self.names.values().filter_map(|id| self.files.get(id)).map(|n| n.seen.len() as u64).sum()
     }
 
-    /// Brings a block to the medium as the running system sees it.
-    fn bring(&mut self, id: u64, block: usize) {
+    /// A block as the running system sees it.
+    fn block(&self, id: u64, block: usize) -> Vec<u8> {
+        let seen = &self.files[&id].seen;
+        let to = ((block + 1) * BLOCK).min(seen.len());
+        seen.get(block * BLOCK..to).unwrap_or_default().to_vec()
+    }
+
+    /// Brings a block to the medium.
+    fn bring(&mut self, id: u64, block: usize, octets: &[u8]) {
+        // The file may have become shorter meanwhile.
+        if octets.is_empty() {
+            return;
+        }
         let node = self.files.get_mut(&id).expect("a block has a file");
-        let (from, to) = (block * BLOCK, ((block + 1) * BLOCK).min(node.seen.len()));
+        let (from, to) = (block * BLOCK, block * BLOCK + octets.len());
         if node.synced.len() < to {
             node.synced.resize(to, 0);
         }
-        node.synced[from..to].copy_from_slice(&node.seen[from..to]);
+        node.synced[from..to].copy_from_slice(octets);
         if self.mark.is_empty() {
             return;
         }
@@ -102,6 +113,15 @@ impl State {
                 marks.insert(from + at, number);
             }
             at += 1;
+        }
+    }
+
+    /// Blocks that a sync covered are clean, but for those that were written again meanwhile.
+    fn clean(&mut self, id: u64, covered: &[(usize, Vec<u8>)]) {
+        for (block, octets) in covered {
+            if self.block(id, *block) == *octets {
+                self.files.get_mut(&id).expect("a block has a file").dirty.remove(block);
+            }
         }
     }
 
@@ -212,7 +232,8 @@ impl SimDisk {
             let dirty = std::mem::take(&mut s.files.get_mut(&id).expect("listed above").dirty);
             for block in dirty {
                 if s.random() & 1 == 0 {
-                    s.bring(id, block);
+                    let octets = s.block(id, block);
+                    s.bring(id, block, &octets);
                 }
             }
             let node = s.files.get_mut(&id).expect("listed above");
@@ -470,21 +491,22 @@ impl DiskFile for SimFile {
         result
     }
 
-    /// A block that is first written while it runs is not synced by it; one that was dirty before comes as it is at the end.
+    /// What comes to the medium is what stood there when it began: what is written while it runs waits for the next.
     fn sync_data(&self) -> io::Result<()> {
         let (takes, covers) = {
             let mut s = self.disk.change()?;
             let (least, most) = s.sync_takes;
             let spread = most.saturating_sub(least).as_micros() as u64;
             let takes = if spread > 0 { least + Duration::from_micros(s.random() % spread) } else { least };
-            (takes, s.files[&self.id].dirty.clone())
+            let dirty = s.files[&self.id].dirty.iter();
+            (takes, dirty.map(|block| (*block, s.block(self.id, *block))).collect::<Vec<_>>())
         };
         crate::sync::pass(takes);
         let mut s = self.disk.change()?;
         if let Err(e) = s.step() {
             if s.power_off_in.is_none() {
+                s.clean(self.id, &covers);
                 let node = s.files.get_mut(&self.id).expect("open files stay");
-                node.dirty.retain(|block| !covers.contains(block));
                 node.errors += 1;
                 self.told.store(node.errors, Ordering::SeqCst);
             }
@@ -504,8 +526,8 @@ impl DiskFile for SimFile {
             }
             None => false,
         };
+        s.clean(self.id, &covers);
         let node = s.files.get_mut(&self.id).expect("open files stay");
-        node.dirty.retain(|block| !covers.contains(block));
         if fails {
             node.errors += 1;
             self.told.store(node.errors, Ordering::SeqCst);
@@ -513,8 +535,8 @@ impl DiskFile for SimFile {
         }
         node.synced.resize(node.seen.len(), 0);
         let errors = node.errors;
-        for block in covers {
-            s.bring(self.id, block);
+        for (block, octets) in covers {
+            s.bring(self.id, block, &octets);
         }
         match self.told.swap(errors, Ordering::SeqCst) < errors {
             true => Err(io::Error::other("Input/output error")),
@@ -526,6 +548,29 @@ impl DiskFile for SimFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(not(feature = "shuttle"))]
+    #[test]
+    fn a_sync_brings_what_stood_there_when_it_began() {
+        use crate::sync::turns::{Crew, thread};
+        let disk = SimDisk::new(1);
+        let file = disk.create("segment-000000").unwrap();
+        file.write_at(b"before", 0).unwrap();
+        let hour = Duration::from_secs(3600);
+        disk.set_sync_time(hour, hour);
+        let start = crate::clock::now();
+        let crew = Crew::new(1, move || start, || {});
+        crew.scope(|| {
+            let again = disk.open("segment-000000").unwrap();
+            let sync = thread::Builder::new().name("sync".into()).spawn(move || again.sync_data().unwrap());
+            crew.run();
+            file.write_at(b"during", 0).unwrap();
+            sync.unwrap().join().unwrap();
+            assert_eq!(disk.medium("segment-000000"), b"before");
+            file.sync_data().unwrap();
+            assert_eq!(disk.medium("segment-000000"), b"during");
+        });
+    }
 
     #[test]
     fn each_descriptor_is_told_of_a_failed_sync_once() {
