@@ -3,6 +3,7 @@
 //! A proposal that is tried again may be committed twice. The machine recognises it by the id in its command, so that it
 //! takes effect once; openraft says the same of its `LogEntryDiscarded`.
 
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -160,6 +161,11 @@ impl Cluster {
         placed: bool,
         left: std::time::Duration,
     ) -> Here {
+        // How much room there is is asked for once a second, and this may be the moment after it went: then it is somebody else's, or
+        // refused for want of room, at the next try.
+        if !self.has_room_for(&proposal) {
+            return Here::NotLeader(None);
+        }
         if let Err(refusal) = self.admit(&proposal.command) {
             return Here::Refused(refusal.outcome);
         }
@@ -190,6 +196,15 @@ impl Cluster {
             }
         }
         Here::Done(Proposed { at, outcome: written.data.0, receipt })
+    }
+
+    /// Whether the log has room for what a proposal brings; whatever ends what is here is always taken.
+    fn has_room_for(&self, proposal: &Proposal) -> bool {
+        let bytes = proposal.body.len() as u64;
+        let machine = self.inner.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_draining = bytes == 0 || machine.is_draining(&proposal.command);
+        drop(machine);
+        is_draining || self.inner.has_room_for(bytes, 0)
     }
 
     async fn other_leader_than(&self, leader: u64) {

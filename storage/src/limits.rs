@@ -1,5 +1,7 @@
 //! Pure. The bounds of the log, and how they depend on each other.
 
+use std::time::Duration;
+
 /// Tests that go through many schedules or lives (`storage/interleavings`) want the bounds to be met soon.
 const SMALL: bool = cfg!(feature = "small");
 
@@ -17,6 +19,9 @@ pub const BODY_BYTES_MAX: usize = if SMALL { 8 << 10 } else { 256 << 10 };
 
 /// What one group commit writes at the most. The rest waits for the next one.
 pub const BATCH_BYTES_MAX: usize = if SMALL { 32 << 10 } else { 2 << 20 };
+
+/// Pause between looks for room for another segment.
+pub(crate) const ROOM_AGAIN: Duration = Duration::from_millis(if SMALL { 2 } else { 200 });
 
 /// Smallest and largest size of a segment file.
 pub const SEGMENT_BYTES_MIN: u64 = if SMALL { 64 << 10 } else { 4 << 20 };

@@ -15,6 +15,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{SEGMENT, open_with, options};
+use holdfast_storage::disk::Disk;
 use holdfast_storage::disk::os::OsDisk;
 use holdfast_storage::disk::sim::SimDisk;
 use holdfast_storage::{Bytes, Checkpoint, Entry, Log, LogIndex, LogPosition, OpenError, Options, Term};
@@ -229,4 +230,74 @@ fn p6_a_segment_that_does_not_fit_keeps_no_other_from_being_emptied() {
     for index in (0..17).chain(48..ENTRIES).filter(|index| *index != 3) {
         assert!(log.body(LogIndex(index)).is_ok(), "body {index}");
     }
+}
+
+/// P6: others fill the disk in the moment after a segment was begun, so that there is none ready. The log waits, loses nothing and fails nobody, and
+/// goes on when there is room again; it can be closed meanwhile, and what it said is there.
+#[test]
+fn p6_a_log_without_room_for_a_segment_waits() {
+    for closes in [false, true] {
+        let disk = SimDisk::new(11);
+        let log = open(&disk).unwrap();
+        common::wait(&log, |done| log.append(vec![common::entry(at(0), common::body(0, 1000))], done));
+        drop(log);
+        common::leave_no_room(&disk, 0);
+        let log = open(&disk).unwrap();
+        const ENTRIES: u64 = 40;
+        let (tell, told) = channel();
+        for index in 1..ENTRIES {
+            let (tell, entry) = (tell.clone(), common::entry(at(index), common::body(index, 256 << 10)));
+            log.append(
+                vec![entry],
+                Box::new(move |done| tell.send((index, done.is_ok())).unwrap_or_default()),
+            );
+        }
+        let mut durable = 0;
+        while let Ok((index, is_done)) = told.recv_timeout(Duration::from_millis(500)) {
+            assert!(is_done, "entry {index}: a log that waits for room has failed");
+            durable = index;
+        }
+        assert!(durable + 5 < ENTRIES, "there was room for {durable} entries");
+        if closes {
+            drop(log);
+            let rest: Vec<(u64, bool)> = told.try_iter().collect();
+            assert!(rest.len() as u64 == ENTRIES - 1 - durable && rest.iter().all(|(_, is_done)| !is_done));
+        } else {
+            disk.set_capacity(u64::MAX);
+            for index in durable + 1..ENTRIES {
+                assert_eq!(told.recv_timeout(Duration::from_secs(20)).unwrap(), (index, true));
+            }
+            durable = ENTRIES - 1;
+            drop(log);
+        }
+        disk.set_capacity(u64::MAX);
+        disk.crash();
+        let log = open(&disk).unwrap();
+        for index in 0..=durable {
+            assert!(log.body(LogIndex(index)).is_ok(), "entry {index}");
+        }
+    }
+}
+
+/// P6: a spare segment that was being made when the power went is shorter than a segment. On a full disk it goes, and the log does not go with it.
+#[test]
+fn p6_a_spare_file_that_finds_no_room_goes() {
+    let disk = SimDisk::new(12);
+    let log = open(&disk).unwrap();
+    common::wait(&log, |done| log.append(vec![common::entry(at(0), common::body(0, 1000))], done));
+    drop(log);
+    let spare = disk.create("segment-000077").unwrap();
+    spare.write_at(&[1; 100_000], 0).unwrap();
+    spare.sync_data().unwrap();
+    disk.sync_dir().unwrap();
+    common::leave_no_room(&disk, 0);
+    let failed = Arc::new(AtomicBool::new(false));
+    let told = failed.clone();
+    let on_failure = Arc::new(move |_: &str| told.store(true, Ordering::Relaxed));
+    let log = open_with(&disk, Options { on_failure, ..options() }).unwrap();
+    common::until("it is gone", || {
+        assert!(!failed.load(Ordering::Relaxed), "a spare file ended the log");
+        !disk.list().unwrap().contains(&"segment-000077".to_string())
+    });
+    common::wait(&log, |done| log.append(vec![common::entry(at(1), common::body(1, 1000))], done));
 }

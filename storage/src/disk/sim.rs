@@ -48,6 +48,8 @@ struct State {
     /// Bits that were flipped, and writes that were not what they said.
     lies: u64,
     capacity_bytes: u64,
+    /// So many more refusals, and others have made room.
+    relents_in: Option<u32>,
     syncs: u64,
     writes: u64,
     /// Shortest and longest time of a sync.
@@ -316,7 +318,13 @@ impl SimDisk {
 
     /// Bounds the space; what goes beyond is ENOSPC.
     pub fn set_capacity(&self, bytes: u64) {
-        self.state().capacity_bytes = bytes;
+        let mut s = self.state();
+        (s.capacity_bytes, s.relents_in) = (bytes, None);
+    }
+
+    /// After so many refusals for want of room there is enough of it.
+    pub fn relent_in(&self, refusals: u32) {
+        self.state().relents_in = Some(refusals);
     }
 
     /// Writes and syncs so far.
@@ -454,6 +462,10 @@ impl DiskFile for SimFile {
         let end = offset + bytes.len() as u64;
         let grows = end.saturating_sub(s.files[&self.id].seen.len() as u64);
         if grows > 0 && s.used() + grows > s.capacity_bytes {
+            s.relents_in = s.relents_in.map(|left| left.saturating_sub(1));
+            if s.relents_in == Some(0) {
+                s.capacity_bytes = u64::MAX;
+            }
             return Err(io::ErrorKind::StorageFull.into());
         }
         if let Some(n) = &mut s.fail_write_in {

@@ -54,6 +54,11 @@ pub(super) fn zero_from(file: &dyn DiskFile, from: u64, bytes: u64) -> std::io::
     file.sync_data()
 }
 
+/// Whether the disk was full.
+pub(super) fn is_want_of_room(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 pub(super) fn create(disk: &dyn Disk, slot: u32, bytes: u64) -> std::io::Result<Arc<dyn DiskFile>> {
     let file = disk.create(&file_name(slot))?;
     zero(&*file, bytes)?;
@@ -125,10 +130,18 @@ impl Inner {
         in_the_clear: bool,
     ) -> std::io::Result<()> {
         let is_wanted = lock(&self.pool).len() < POOL_SEGMENTS_MAX;
+        let mut is_whole = true;
         if is_wanted || in_the_clear {
-            zero(&*file, self.segment_bytes)?;
+            match zero(&*file, self.segment_bytes) {
+                // One that was cut short while it was made, and there is no room for the rest; what it has is zeros now.
+                Err(e) if is_want_of_room(&e) => {
+                    file.sync_data()?;
+                    is_whole = false;
+                }
+                zeroed => zeroed?,
+            }
         }
-        if is_wanted {
+        if is_wanted && is_whole {
             lock(&self.pool).push((slot, file));
             return Ok(());
         }

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{self, Batch};
+use super::segment::is_want_of_room;
 use super::state::{RowPlace, Segment, Ticket};
 use super::{Completion, Inner};
 use crate::codec::{self, Reset, SegmentHead, Vote};
+use crate::disk::DiskFile;
 use crate::error::StoreFailed;
-use crate::limits::BATCH_BYTES_MAX;
+use crate::limits::{BATCH_BYTES_MAX, ROOM_AGAIN};
 use crate::position::{Location, LogIndex, LogPosition, SegmentId};
 use crate::record::{Kind, Record};
 use crate::seal::SegmentKeys;
@@ -309,10 +311,30 @@ impl Writer {
         enqueue(waiting, request);
     }
 
+    /// A file for the next segment. Without room for one nothing was written that would have to be taken back: the log waits until there is
+    /// some, as if its disk stood still, and says so. Ends with the log.
+    fn take_segment_file(&self) -> std::io::Result<(u32, Arc<dyn DiskFile>)> {
+        let mut said = false;
+        loop {
+            let taken = self.inner.take_segment_file();
+            let Err(error) = &taken else { return taken };
+            if !is_want_of_room(error) {
+                return taken;
+            }
+            if !said {
+                tracing::error!("no room for another segment: the log waits until there is some");
+                said = true;
+            }
+            if self.inner.pause(ROOM_AGAIN) {
+                return taken;
+            }
+        }
+    }
+
     /// Goes on in a new segment. Its file is zeroed and synced, and the superblock names it, before anything is written.
     fn roll(&mut self, end: u32) -> Result<(), String> {
         let io = |e: std::io::Error| format!("opening a new segment: {e}");
-        let (slot, file) = self.inner.take_segment_file().map_err(io)?;
+        let (slot, file) = self.take_segment_file().map_err(io)?;
         let id = {
             let mut superblock = self.inner.superblock();
             superblock.contents.newest.0 += 1;
