@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_cluster::net::sim::Link;
 
 use super::judge::Summary;
+use super::mail::Told;
 use super::relay::{self, NODES, Order};
 use super::world::{World, lock};
 use super::{clients, customers, judge, nemesis, number, play};
@@ -84,6 +85,41 @@ fn p4_voters_that_restart_within_the_lease_keep_their_promise() {
             world.wait_until(Duration::from_secs(30), "another leader", is_new)?;
             world.net.mend();
             world.wait_until(Duration::from_secs(30), "all of them", relay::is_ready)?;
+        }
+        Ok(())
+    });
+}
+
+/// Others fill the leader's disk in a moment. It is asked how much room it has once a second, and takes no mail from that moment on all the same:
+/// what is left belongs to what is here.
+#[test]
+fn p6_a_leader_whose_disk_is_filled_takes_no_mail() {
+    schedule(9, |world| {
+        let (mut sent, mut turns) = (0, 0);
+        for _ in 0..20 {
+            let full = wait_leader(world)?;
+            let disk = world.nodes[&full].disk.clone();
+            disk.set_capacity(disk.used_bytes());
+            // What is on its way is let in.
+            world.go_on(Duration::from_millis(50))?;
+            let last = lock(&world.ledger).mails.keys().next_back().copied().unwrap_or(0);
+            world.go_on(Duration::from_millis(400))?;
+            // Unless somebody else leads by now, who has room.
+            if leader(world) == Some(full) {
+                let ledger = lock(&world.ledger);
+                let since = ledger.mails.range(last + 1..);
+                turns += 1;
+                sent += since.clone().count();
+                if let Some((number, _)) = since.clone().find(|(_, mail)| mail.told == Told::Accepted) {
+                    return Err(format!("message {number} was taken by a leader without room"));
+                }
+            }
+            disk.set_capacity(u64::MAX);
+            world.wait_until(Duration::from_secs(60), "all of them", relay::is_ready)?;
+            world.go_on(Duration::from_secs(2))?;
+        }
+        if turns < 3 || sent < 10 {
+            return Err(format!("{sent} messages in {turns} turns say nothing"));
         }
         Ok(())
     });
