@@ -130,7 +130,7 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Whether there is room to take what a leader sends: so many octets of bodies that bring more into the queue, and of others, such as
+    /// Whether there is room for what a leader proposes or sends: so many octets of bodies that bring more into the queue, and of others, such as
     /// notices. The first leave half of the reserve to what drains the queue, which leaves a segment to what the node itself must write.
     pub(crate) fn has_room_for(&self, more: u64, draining: u64) -> bool {
         let keep = if more > 0 { self.reserve_bytes / 2 } else { 0 };

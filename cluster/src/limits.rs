@@ -36,6 +36,8 @@ pub(crate) const PROPOSAL_MAX: Duration = Duration::from_secs(120);
 pub(crate) const SNAPSHOT_PART: Duration = Duration::from_secs(30);
 /// Pause before a proposal is tried again.
 pub(crate) const RETRY: Duration = Duration::from_millis(25);
+/// The same on a leader that finds no room for what it brings.
+pub(crate) const WITHOUT_ROOM: Duration = Duration::from_millis(500);
 
 const _: () = assert!(SNAPSHOT_PART_BYTES + 2 * COMMAND_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(APPEND_BYTES_MAX + COMMAND_BYTES_MAX + BODY_BYTES_MAX < FRAME_BYTES_MAX);

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_storage::disk::Disk;
 use holdfast_storage::log::remains::{Remnant, remains};
-use holdfast_storage::{Damage, Keyring};
+use holdfast_storage::{Damage, Keyring, LogIndex};
 
 use crate::machine::Machine;
 
 /// Names in [`Damage::owners`] whatever the newest checkpoint says to need a body that is nowhere here, and whatever the machine can tell from octets
-/// that are no record any more. Something that was settled since that checkpoint may be among them. Reads the directory twice.
+/// that are no record any more. Something that was settled since that checkpoint may be among them, and what has an
+/// older, overwritten copy left is not. Reads the directory twice.
 pub fn name(damage: &mut Damage, disk: &dyn Disk, keys: &Keyring, machine: &dyn Machine) {
     let mut bodies = BTreeSet::new();
     let mut owners = BTreeSet::new();
@@ -17,6 +18,7 @@ pub fn name(damage: &mut Damage, disk: &dyn Disk, keys: &Keyring, machine: &dyn 
     let mut rows: BTreeMap<u128, (u64, Option<String>)> = BTreeMap::new();
     let looked = remains(disk, keys, &mut |remnant| match remnant {
         Remnant::Body(index) => drop(bodies.insert(index)),
+        Remnant::Void(upto) => drop(bodies.split_off(&LogIndex(upto.0 + 1))),
         Remnant::Hole(octets) => owners.extend(machine.owners_in(octets)),
         Remnant::Row { .. } | Remnant::Gone { .. } => {}
     });
@@ -30,6 +32,7 @@ pub fn name(damage: &mut Damage, disk: &dyn Disk, keys: &Keyring, machine: &dyn 
                     let lacking = needs.filter(|(needed, _)| needed.iter().any(|b| !bodies.contains(b)));
                     (key, checkpoint, lacking.map(|(_, owner)| owner))
                 }
+                Remnant::Void(_) => return rows.clear(),
                 Remnant::Body(_) | Remnant::Hole(_) => return,
             };
             if rows.get(&key).is_none_or(|(newest, _)| *newest <= checkpoint) {

@@ -15,7 +15,7 @@ use openraft::impls::ProgressResponder;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::durability::LeadershipLost;
-use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, RETRY};
+use crate::limits::{BODY_BYTES_MAX, COMMAND_BYTES_MAX, RETRY, WITHOUT_ROOM};
 use crate::peer::client::AskError;
 use crate::peer::frame::{Answer, Request};
 use crate::receipt::Receipt;
@@ -161,13 +161,15 @@ impl Cluster {
         placed: bool,
         left: std::time::Duration,
     ) -> Here {
-        // How much room there is is asked for once a second, and this may be the moment after it went: then it is somebody else's, or
-        // refused for want of room, at the next try.
-        if !self.has_room_for(&proposal) {
-            return Here::NotLeader(None);
-        }
         if let Err(refusal) = self.admit(&proposal.command) {
             return Here::Refused(refusal.outcome);
+        }
+        // How much room there is is asked for once a second, and this may be the moment after it went. At the next try it is refused for
+        // want of room, or there is another leader; whoever proposes waits meanwhile, with its octets.
+        if !self.has_room_for(&proposal) {
+            self.give_up(&proposal.command);
+            tokio::time::sleep(WITHOUT_ROOM.min(left)).await;
+            return Here::NotLeader(None);
         }
         let (responder, told) = ProgressResponder::complete_only();
         let command = proposal.command.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::{History, Outcome, Sent, What, Window};
+use crate::history::{Event, History, Outcome, Sent, What, Window};
 use crate::run::PROBE;
 
 /// How long after its mending a fault still counts as happening, in milliseconds: its consequences come to light.
@@ -73,7 +73,7 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                 expect("a node wrote down times that cannot be".into(), wrong);
             }
             // Of mail that goes at once there need be none.
-            "kill-follower" | "pause-follower" if has_deferred(history) => {
+            "kill-follower" | "pause-follower" if has_deferred(history) && goes(history, &windows) => {
                 let went = windows.iter().any(|w| went_without(history, w));
                 expect("a node was away while mail that it held was handed off".into(), went);
             }
@@ -112,6 +112,11 @@ fn has_deferred(history: &History) -> bool {
     history.sent().any(|(_, sent)| sent.recipients.iter().any(|recipient| recipient.starts_with("defer")))
 }
 
+/// Whether any mail was handed off while something was broken: customers may be away until the end.
+fn goes(history: &History, windows: &[Window]) -> bool {
+    history.taken().any(|(at, _)| windows.iter().any(|w| (w.from..w.to).contains(&at)))
+}
+
 /// Whether a node could do nothing for the others while mail was handed off that it held when a fault began: it is to erase that later.
 fn went_without(history: &History, window: &Window) -> bool {
     let away: BTreeSet<u64> = history
@@ -124,7 +129,12 @@ fn went_without(history: &History, window: &Window) -> bool {
         })
         .flatten()
         .collect();
-    let during = |(at, _): &(u64, _)| (window.from..window.to).contains(at);
+    // Until they are let go, not until all is well.
+    let is_over = |event: &&Event| {
+        event.at > window.from && matches!(&event.what, What::Away { nodes } if nodes.is_empty())
+    };
+    let until = history.events.iter().find(is_over).map_or(window.to, |event| event.at.min(window.to));
+    let during = |(at, _): &(u64, _)| (window.from..until).contains(at);
     let handed_off: BTreeSet<&str> =
         history.taken().filter(during).filter_map(|(_, taken)| taken.name.as_deref()).collect();
     let sent = history.sent().filter(|(_, sent)| handed_off.contains(sent.name.as_str()));

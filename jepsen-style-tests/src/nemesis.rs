@@ -546,9 +546,8 @@ fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
         let path = random.pick(&files);
         let Ok(mut octets) = std::fs::read(path) else { continue };
         let Some(written) = octets.iter().rposition(|octet| *octet != 0) else { continue };
-        let magic = &octets[..4];
         let headers: Vec<usize> =
-            (0..written.saturating_sub(4)).filter(|at| octets[*at..].starts_with(magic)).collect();
+            (0..written.saturating_sub(4)).filter(|at| octets[*at..].starts_with(b"HFR1")).collect();
         let at = match n {
             0 if !headers.is_empty() => random.pick(&headers) + random.within(4, 60) as usize,
             _ => random.within(0, written as u64 + 1) as usize,

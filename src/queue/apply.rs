@@ -473,7 +473,11 @@ impl Machine for Queue {
     }
 
     fn is_draining(&self, command: &[u8]) -> bool {
-        !matches!(Command::decode(command), Ok(Command::Accept { .. } | Command::Piece { .. }))
+        match Command::decode(command) {
+            // Of a message that is known nothing stays.
+            Ok(Command::Accept { id, .. } | Command::Piece { id, .. }) => self.known(id).is_some(),
+            _ => true,
+        }
     }
 
     fn apply(&mut self, at: LogPosition, command: &[u8], body_bytes: u32) -> Result<Applied, ApplyError> {

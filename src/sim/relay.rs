@@ -25,6 +25,8 @@ use crate::queue::command::{Command, Route, RouteChange, TlsPolicy};
 
 /// Nodes of the cluster.
 pub(super) const NODES: u64 = 3;
+/// Octets of each disk that are kept for draining.
+pub(super) const RESERVE_BYTES: u64 = 16 << 20;
 
 /// Where node `id` is.
 pub(super) fn address(id: u64) -> IpAddr {
@@ -94,7 +96,7 @@ impl Files {
             config.delivery.retry_max = Span(Duration::from_secs(8));
             config.delivery.probe_max = Span(Duration::from_secs(8));
             config.storage.segment_bytes = Size(4 << 20);
-            config.storage.reserve_bytes = Size(16 << 20);
+            config.storage.reserve_bytes = Size(RESERVE_BYTES);
             config.storage.young_horizon = Span(Duration::from_secs(3));
             config.storage.keep_entries = 200;
             config.storage.scrub_rate = Size(1 << 20);

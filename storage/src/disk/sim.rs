@@ -118,6 +118,16 @@ impl State {
         }
     }
 
+    /// Somebody was refused for want of room, or has seen that there is little.
+    fn refuse(&mut self, free: u64) {
+        if free < LITTLE {
+            self.relents_in = self.relents_in.map(|left| left.saturating_sub(1));
+        }
+        if self.relents_in == Some(0) {
+            self.capacity_bytes = u64::MAX;
+        }
+    }
+
     /// Blocks that a sync covered are clean, but for those that were written again meanwhile.
     fn clean(&mut self, id: u64, covered: &[(usize, Vec<u8>)]) {
         for (block, octets) in covered {
@@ -165,6 +175,9 @@ pub struct SimDisk {
     /// Of the process that has it open.
     is_alive: Arc<AtomicBool>,
 }
+
+/// Less room than this is little: somebody waits for it.
+const LITTLE: u64 = 16 << 20;
 
 /// Digits of the number behind a mark.
 const MARK_DIGITS: usize = 16;
@@ -322,7 +335,7 @@ impl SimDisk {
         (s.capacity_bytes, s.relents_in) = (bytes, None);
     }
 
-    /// After so many refusals for want of room there is enough of it.
+    /// After so many refusals for want of room, or looks that find little, there is enough of it.
     pub fn relent_in(&self, refusals: u32) {
         self.state().relents_in = Some(refusals);
     }
@@ -429,8 +442,10 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        let s = self.state();
-        Ok(s.capacity_bytes.saturating_sub(s.used()))
+        let mut s = self.state();
+        let free = s.capacity_bytes.saturating_sub(s.used());
+        s.refuse(free);
+        Ok(free)
     }
 }
 
@@ -462,10 +477,7 @@ impl DiskFile for SimFile {
         let end = offset + bytes.len() as u64;
         let grows = end.saturating_sub(s.files[&self.id].seen.len() as u64);
         if grows > 0 && s.used() + grows > s.capacity_bytes {
-            s.relents_in = s.relents_in.map(|left| left.saturating_sub(1));
-            if s.relents_in == Some(0) {
-                s.capacity_bytes = u64::MAX;
-            }
+            s.refuse(0);
             return Err(io::ErrorKind::StorageFull.into());
         }
         if let Some(n) = &mut s.fail_write_in {
@@ -548,7 +560,10 @@ impl DiskFile for SimFile {
         node.synced.resize(node.seen.len(), 0);
         let errors = node.errors;
         for (block, octets) in covers {
-            s.bring(self.id, block, &octets);
+            // One that another sync has brought since, as it is now, stays.
+            if s.files[&self.id].dirty.contains(&block) || s.block(self.id, block) == octets {
+                s.bring(self.id, block, &octets);
+            }
         }
         match self.told.swap(errors, Ordering::SeqCst) < errors {
             true => Err(io::Error::other("Input/output error")),

@@ -6,7 +6,7 @@ use super::recovery::{self, ROW_KEY_BYTES};
 use super::segment::file_name;
 use super::superblock::Superblock;
 use crate::Bytes;
-use crate::codec::{self, Gone};
+use crate::codec::{self, Gone, Reset};
 use crate::disk::Disk;
 use crate::error::OpenError;
 use crate::position::LogIndex;
@@ -34,6 +34,8 @@ pub enum Remnant<'a> {
         /// The key.
         key: u128,
     },
+    /// All before it is void but for bodies up to here: a salvage.
+    Void(LogIndex),
     /// Octets that are no record any more.
     Hole(&'a [u8]),
 }
@@ -41,7 +43,7 @@ pub enum Remnant<'a> {
 /// Tells `each` remnant of a directory, in the order of the log. What cannot be read is passed over.
 ///
 /// # Errors
-/// If the directory has no superblock that can be read.
+/// If both copies of the superblock are damaged. Without one there is nothing to tell.
 pub fn remains(disk: &dyn Disk, keys: &Keyring, each: &mut dyn FnMut(Remnant<'_>)) -> Result<(), OpenError> {
     let Some(superblock) = Superblock::load(disk)? else { return Ok(()) };
     for (id, slot) in &superblock.contents.segments {
@@ -59,6 +61,13 @@ pub fn remains(disk: &dyn Disk, keys: &Keyring, each: &mut dyn FnMut(Remnant<'_>
                     let Ok((head, _)) = read(&*file, keys, found.location, None, false) else { continue };
                     let row = head.slice(ROW_KEY_BYTES.min(head.len())..);
                     each(Remnant::Row { checkpoint: number, key: u128::from_le_bytes(*key), row });
+                }
+                Kind::Reset => {
+                    let reset = codec::decode::<Reset>("reset", &found.head).ok();
+                    reset
+                        .and_then(|reset| reset.void_but)
+                        .into_iter()
+                        .for_each(|upto| each(Remnant::Void(upto)));
                 }
                 Kind::Gone => {
                     let Ok(gone) = codec::decode::<Gone>("tombstones", &found.head) else { continue };

@@ -321,12 +321,18 @@ impl Writer {
             if !is_want_of_room(error) {
                 return taken;
             }
+            // A file that finds no room is not even begun again: it would take the last blocks from others for a while.
             if !said {
                 tracing::error!("no room for another segment: the log waits until there is some");
                 said = true;
             }
-            if self.inner.pause(ROOM_AGAIN) {
-                return taken;
+            loop {
+                if self.inner.pause(ROOM_AGAIN) {
+                    return taken;
+                }
+                if self.inner.free_bytes() >= self.inner.segment_bytes {
+                    break;
+                }
             }
         }
     }
