@@ -471,14 +471,14 @@ fn stop_before_it_replies(nodes: &Nodes, id: u64, record: &Record) -> Instant {
     let deadline = Instant::now() + BETWEEN;
     while Instant::now() < deadline {
         std::thread::sleep(ms(1));
-        if !record.is_past_dot(id) {
+        let stopped = Instant::now();
+        if !record.is_past_dot(id, stopped) {
             continue;
         }
-        let stopped = Instant::now();
         nodes.pause(id, true);
-        // What it had said before is read meanwhile.
-        std::thread::sleep(ms(20));
-        if record.is_past_dot(id) {
+        // What it had said before is read meanwhile; who sends its dot only now does not count.
+        std::thread::sleep(ms(100));
+        if record.is_past_dot(id, stopped) {
             return stopped;
         }
         nodes.pause(id, false);

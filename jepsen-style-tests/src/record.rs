@@ -12,8 +12,8 @@ use crate::tools::lock;
 pub struct Record {
     began: Instant,
     events: Arc<Mutex<Vec<Event>>>,
-    /// By node: senders that wait for what it says to their final dots.
-    past_dot: Arc<Mutex<BTreeMap<u64, usize>>>,
+    /// Senders that wait for what a node says to their final dots: which node, and since when.
+    past_dot: Arc<Mutex<BTreeMap<u64, (u64, Instant)>>>,
 }
 
 impl Record {
@@ -46,15 +46,20 @@ impl Record {
 
     /// A sender waits for a node's reply to its final dot for as long as `wait` takes.
     pub fn past_dot<T>(&self, node: u64, wait: impl FnOnce() -> T) -> T {
-        *lock(&self.past_dot).entry(node).or_default() += 1;
+        let number = {
+            let mut waiting = lock(&self.past_dot);
+            let number = waiting.last_key_value().map_or(0, |(last, _)| last + 1);
+            waiting.insert(number, (node, Instant::now()));
+            number
+        };
         let came = wait();
-        lock(&self.past_dot).entry(node).and_modify(|count| *count -= 1);
+        lock(&self.past_dot).remove(&number);
         came
     }
 
-    /// Whether a sender waits for a node's reply to its final dot.
-    pub fn is_past_dot(&self, node: u64) -> bool {
-        lock(&self.past_dot).get(&node).is_some_and(|count| *count > 0)
+    /// Whether a sender has waited for a node's reply to its final dot since that moment or longer.
+    pub fn is_past_dot(&self, node: u64, since: Instant) -> bool {
+        lock(&self.past_dot).values().any(|(whose, began)| *whose == node && *began <= since)
     }
 
     /// How many messages were acknowledged so far.
