@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
 use holdfast_storage::disk::sim::SimDisk;
-use holdfast_storage::{Identity, Log, LogIndex, LogPosition, Options, Rows, Term};
+use holdfast_storage::{Identity, Log, LogIndex, LogPosition, OpenError, Options, Recovered, Rows, Term};
 use openraft::storage::RaftStateMachine;
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, RaftSnapshotBuilder, StorageError};
@@ -78,19 +78,24 @@ impl Machine for Counter {
 /// Makes an empty store.
 pub(crate) struct Builder;
 
+/// The log of a disk.
+pub(crate) fn open(disk: &SimDisk) -> Result<(Log, Recovered), OpenError> {
+    let options = Options {
+        segment_bytes: 4 << 20,
+        move_below_percent: 60,
+        scrub_bytes_per_second: 0,
+        keys: Default::default(),
+        on_erased: Arc::new(|_| {}),
+        on_failure: Arc::new(|why| panic!("{why}")),
+    };
+    let identity = Identity { cluster: "suite".into(), node: 1 };
+    Log::open(Arc::new(disk.clone()), identity, options)
+}
+
 impl Builder {
     /// As a start finds it.
     fn starting(disk: &SimDisk) -> (LogStore, StateMachine) {
-        let options = Options {
-            segment_bytes: 4 << 20,
-            move_below_percent: 60,
-            scrub_bytes_per_second: 0,
-            keys: Default::default(),
-            on_erased: Arc::new(|_| {}),
-            on_failure: Arc::new(|why| panic!("{why}")),
-        };
-        let identity = Identity { cluster: "suite".into(), node: 1 };
-        let (log, recovered) = Log::open(Arc::new(disk.clone()), identity, options).unwrap();
+        let (log, recovered) = open(disk).unwrap();
         let log = Arc::new(log);
         let rows = Arc::new(Rows::new(log.clone(), None, 0));
         let machine = Arc::new(Mutex::new(Counter::default()));
@@ -151,7 +156,7 @@ fn p9_what_a_checkpoint_has_is_committed() {
     assert_eq!(store.log.committed(), Some(position));
 }
 
-fn at(index: u64) -> LogPosition {
+pub(crate) fn at(index: u64) -> LogPosition {
     LogPosition { term: Term(1), index: LogIndex(index) }
 }
 

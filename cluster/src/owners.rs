@@ -49,20 +49,13 @@ pub fn name(damage: &mut Damage, disk: &dyn Disk, keys: &Keyring, machine: &dyn 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::mpsc::channel;
 
     use holdfast_storage::disk::sim::SimDisk;
-    use holdfast_storage::{
-        Bytes, Checkpoint, Completion, Entry, Identity, Log, LogIndex, LogPosition, OpenError, Options, Term,
-    };
+    use holdfast_storage::{Bytes, Checkpoint, Completion, Entry, OpenError};
 
     use super::*;
-    use crate::contract::Counter;
-
-    fn at(index: u64) -> LogPosition {
-        LogPosition { term: Term(1), index: LogIndex(index) }
-    }
+    use crate::contract::{Counter, at, open};
 
     fn wait(done: impl FnOnce(Completion)) {
         let (tell, told) = channel();
@@ -74,20 +67,8 @@ mod tests {
     /// not named, nor is one that is gone, nor one whose body was erased on purpose.
     #[test]
     fn p9_what_is_left_names_whose_the_lost_octets_were() {
-        let (disk, keys) = (SimDisk::new(7), Keyring::default());
-        let open = || {
-            let options = Options {
-                segment_bytes: 4 << 20,
-                move_below_percent: 60,
-                scrub_bytes_per_second: 0,
-                keys: keys.clone(),
-                on_erased: Arc::new(|_| {}),
-                on_failure: Arc::new(|why| panic!("{why}")),
-            };
-            let identity = Identity { cluster: "owners".into(), node: 1 };
-            Log::open(Arc::new(disk.clone()), identity, options)
-        };
-        let (log, _) = open().unwrap();
+        let disk = SimDisk::new(7);
+        let (log, _) = open(&disk).unwrap();
         let append = |index: u64, times: usize| {
             let body = Bytes::from(format!("body-{index} ").repeat(times));
             wait(|done| {
@@ -117,8 +98,8 @@ mod tests {
             let from = place(needle) - 40;
             (0..octets).for_each(|octet| disk.flip(name, from + octet, 1));
         }
-        let Err(OpenError::Lost(mut damage)) = open() else { panic!("damage is not noticed") };
-        super::name(&mut damage, &disk, &keys, &Counter::default());
+        let Err(OpenError::Lost(mut damage)) = open(&disk) else { panic!("damage is not noticed") };
+        super::name(&mut damage, &disk, &Keyring::default(), &Counter::default());
         assert_eq!(damage.owners, ["body-5", "row 1"], "{damage}");
         assert!(damage.to_string().ends_with("it may have taken body-5, row 1"), "{damage}");
     }

@@ -32,7 +32,7 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
     expect("the queue was empty at the end".into(), left == Some(0));
     let searched = history.events.iter().filter(|event| matches!(event.what, What::Searched { .. })).count();
     expect("the files of all nodes were searched for what was erased".into(), searched == 3);
-    let custody = history.events.iter().any(|event| matches!(event.what, What::Custody(_)));
+    let custody = has(history, |what| matches!(what, What::Custody(_)));
     expect("the nodes' logs said who holds each message".into(), custody);
     let probed = |node: u64| oks_of(history, &format!("{PROBE}{node}")).next().is_some();
     expect("each node took mail when all was mended".into(), (1..=3).all(probed));
@@ -60,16 +60,16 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                 expect("the leader was killed while it owed a reply to a final dot".into(), owed);
             }
             "flip-bits" => {
-                let repaired = history.events.iter().any(|e| matches!(e.what, What::Repaired { .. }));
+                let repaired = has(history, |what| matches!(what, What::Repaired { .. }));
                 expect("a node got back what damage had taken".into(), repaired);
                 if of_it.iter().any(|w| mail_waited(history, w)) {
-                    let is_it = |what: &What| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0);
-                    let came = history.events.iter().any(|event| is_it(&event.what));
+                    let came =
+                        has(history, |what| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0));
                     expect("a snapshot brought mail that waits".into(), came);
                 }
             }
             "wall-clock" => {
-                let wrong = history.events.iter().any(|e| matches!(e.what, What::WrongClock { .. }));
+                let wrong = has(history, |what| matches!(what, What::WrongClock { .. }));
                 expect("a node wrote down times that cannot be".into(), wrong);
             }
             // Of mail that goes at once there need be none.
@@ -81,6 +81,11 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
         }
     }
     conditions
+}
+
+/// Whether such a thing happened.
+fn has(history: &History, is_it: impl Fn(&What) -> bool) -> bool {
+    history.events.iter().any(|event| is_it(&event.what))
 }
 
 /// Whether a node was killed between a sender's final dot and the reply, which never came.

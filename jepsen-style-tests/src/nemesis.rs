@@ -115,7 +115,13 @@ const fn new(
 
 /// All of them.
 pub const ALL: [Nemesis; 27] = [
-    new("kill-leader", "SIGKILL to the leader", Needs::Nothing, Harm::Kill(Whom::Leader), (2_500, 6_000)),
+    new(
+        "kill-leader",
+        "SIGKILL to the leader while it owes a reply",
+        Needs::Nothing,
+        Harm::Kill(Whom::Leader),
+        (2_500, 6_000),
+    ),
     new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
     new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (7_000, 10_000)),
     new("kill-all", "SIGKILL to all nodes at once", Needs::Nothing, Harm::Kill(Whom::All), (100, 2_000)),

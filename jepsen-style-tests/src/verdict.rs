@@ -156,23 +156,6 @@ mod tests {
         );
         let asked = ["kill-leader".to_string(), "pause-two".into()];
         assert_eq!(judge(&forged::history(whole()), &asked).answer, Answer::Unknown, "one was not there");
-        for (named, code) in [("kill-two", 451), ("pause-two", 421), ("fill-disk", 452)] {
-            let as_named = |refusal: Option<u16>| {
-                let mut events = whole();
-                for (_, what) in &mut events {
-                    if let What::Fault(fault) = what {
-                        fault.nemesis = named.into();
-                    }
-                }
-                events.extend(refusal.map(|code| (345, forged::sent("x", Outcome::Fail(code), &["r"]))));
-                events.sort_by_key(|(at, _)| *at);
-                judge(&forged::history(events), &[]).answer
-            };
-            assert_eq!(as_named(Some(code)), Answer::Valid, "{named}");
-            assert_eq!(as_named(None), Answer::Unknown, "nobody was refused under {named}");
-            assert_eq!(as_named(Some(550)), Answer::Unknown, "{named} refuses for now, not for good");
-        }
-        // Neither of them has to, unless there was something to see.
         let named = |nemesis: &str, extra: Vec<(u64, What)>| {
             let mut events = whole();
             for (_, what) in &mut events {
@@ -184,6 +167,16 @@ mod tests {
             events.sort_by_key(|(at, _)| *at);
             judge(&forged::history(events), &[]).answer
         };
+        for (nemesis, code) in [("kill-two", 451), ("pause-two", 421), ("fill-disk", 452)] {
+            let refused = |code| vec![(345, forged::sent("x", Outcome::Fail(code), &["r"]))];
+            assert_eq!(named(nemesis, refused(code)), Answer::Valid, "{nemesis}");
+            assert_eq!(named(nemesis, vec![]), Answer::Unknown, "nobody was refused under {nemesis}");
+            assert_eq!(
+                named(nemesis, refused(550)),
+                Answer::Unknown,
+                "{nemesis} refuses for now, not for good"
+            );
+        }
         let repaired = || (900, What::Repaired { node: 2 });
         let snapshot = |bodies| (900, What::Snapshot { node: 2, bodies });
         let waiting = |queued| (345, What::Sample(Sample { queued: Some(queued), ..Sample::default() }));

@@ -321,11 +321,11 @@ impl Writer {
             if !is_want_of_room(error) {
                 return taken;
             }
-            // A file that finds no room is not even begun again: it would take the last blocks from others for a while.
             if !said {
                 tracing::error!("no room for another segment: the log waits until there is some");
                 said = true;
             }
+            // A file that finds no room is not even begun again: it would take the last blocks from others for a while.
             loop {
                 if self.inner.pause(ROOM_AGAIN) {
                     return taken;
