@@ -249,7 +249,7 @@ pub(crate) async fn mend_entries(cluster: &Cluster) -> Result<(), String> {
     for lost in lost {
         let LostBody { index, .. } = lost;
         if let Err(why) = mend_one(cluster, &mut holders, lost).await {
-            if log.committed().is_some_and(|committed| index <= committed.index) {
+            if is_committed(*cluster.inner.applied.borrow(), log.committed(), index) {
                 return Err(why);
             }
             let reset = Reset { vote: log.vote(), last: log.last(), void_but: None };
@@ -354,10 +354,20 @@ fn is_settled(cluster: &Cluster, index: LogIndex) -> bool {
     *cluster.inner.applied.borrow() > index.0 && !cluster.inner.is_needed(index)
 }
 
+/// Whether an entry is known to be committed, when the state has applied all before `next` and the log knows this position to be: the state
+/// may be ahead, since it came by snapshot.
+fn is_committed(next: u64, known: Option<LogPosition>, index: LogIndex) -> bool {
+    index.0 < next || known.is_some_and(|known| index <= known.index)
+}
+
 async fn mend_one(cluster: &Cluster, holders: &mut Holders, lost: LostBody) -> Result<(), String> {
     let LostBody { index, .. } = lost;
     let mut said = false;
-    while fetch(cluster, holders, lost).await? == Fetched::NotYet {
+    // It may be settled, or become so meanwhile.
+    while !is_settled(cluster, index) {
+        if fetch(cluster, holders, lost).await? == Fetched::Done {
+            break;
+        }
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();
             tracing::error!(%index, place, "the damage to a body is still to be mended: not all nodes can be asked for it yet");
@@ -365,11 +375,6 @@ async fn mend_one(cluster: &Cluster, holders: &mut Holders, lost: LostBody) -> R
         }
         tokio::time::sleep(AGAIN).await;
         *holders = Holders::now(cluster).await;
-        // Meanwhile it may have been settled here.
-        if is_settled(cluster, index) {
-            cluster.inner.log.erase(index);
-            return Ok(());
-        }
     }
     if is_settled(cluster, index) {
         cluster.inner.log.erase(index);
@@ -393,9 +398,7 @@ enum Fetched {
 async fn fetch(cluster: &Cluster, holders: &Holders, lost: LostBody) -> Result<Fetched, String> {
     let LostBody { index, bytes, crc } = lost;
     let log = &cluster.inner.log;
-    // The state may be ahead of what the log knows: it came by snapshot.
-    let is_applied = *cluster.inner.applied.borrow() > index.0;
-    let is_committed = is_applied || log.committed().is_some_and(|committed| index <= committed.index);
+    let is_committed = is_committed(*cluster.inner.applied.borrow(), log.committed(), index);
     let mut heard = BTreeSet::new();
     for (id, peer) in &holders.peers {
         // Answered only by one that has applied the entry: another one may have another leader's under this index.
@@ -500,6 +503,15 @@ mod tests {
         assert!(waits(false, false, &[long]), "a vote may be lost");
         assert!(!waits(false, true, &[long, short]));
         assert!(what_is_missing(true, false, (None, None), &answers(&[])).is_none(), "nothing is left");
+    }
+
+    /// The state came by snapshot, and is ahead of a log that ends before it.
+    #[test]
+    fn p9_what_the_state_has_is_committed() {
+        assert!(is_committed(10, Some(at(1, 3)), LogIndex(9)));
+        assert!(!is_committed(10, Some(at(1, 3)), LogIndex(10)));
+        assert!(is_committed(0, Some(at(1, 3)), LogIndex(3)));
+        assert!(!is_committed(0, Some(at(1, 3)), LogIndex(4)) && !is_committed(0, None, LogIndex(0)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::history::{Event, History, Outcome, Sent, What, Window};
+use crate::replacement::machine_of;
 use crate::run::PROBE;
 
 /// How long after its mending a fault still counts as happening, in milliseconds: its consequences come to light.
@@ -67,6 +68,13 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                         has(history, |what| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0));
                     expect("a snapshot brought mail that waits".into(), came);
                 }
+            }
+            "replace-node" => {
+                let holds = has(
+                    history,
+                    |what| matches!(what, What::Custody(custody) if custody.nodes.iter().any(|id| machine_of(*id) != *id)),
+                );
+                expect("a node that came in another's place held mail".into(), holds);
             }
             "wall-clock" => {
                 let wrong = has(history, |what| matches!(what, What::WrongClock { .. }));
@@ -146,7 +154,8 @@ fn went_without(history: &History, window: &Window) -> bool {
     let ids: BTreeSet<&str> = sent.filter_map(|(_, sent)| sent.id.as_deref()).collect();
     history.events.iter().filter(|event| event.at <= window.from).any(|event| match &event.what {
         What::Custody(custody) => {
-            ids.contains(custody.id.as_str()) && custody.nodes.iter().any(|node| away.contains(node))
+            ids.contains(custody.id.as_str())
+                && custody.nodes.iter().any(|id| away.contains(&machine_of(*id)))
         }
         _ => false,
     })

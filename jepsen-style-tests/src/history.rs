@@ -79,7 +79,7 @@ pub struct Fault {
 /// What could be seen of the cluster at one moment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
-    /// The leader's id, if anybody knew one.
+    /// The machine of the leader, if anybody knew one.
     pub leader: Option<u64>,
     /// The term.
     pub term: Option<u64>,

@@ -23,6 +23,7 @@ pub mod plot;
 pub mod postfix;
 pub mod random;
 pub mod record;
+pub mod replacement;
 pub mod report;
 pub mod run;
 mod scratch;

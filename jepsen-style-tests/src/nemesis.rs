@@ -13,6 +13,7 @@ use crate::hosts::Hosts;
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
+use crate::replacement::{id_on, lose_disk, replace};
 use crate::tools::waited;
 use crate::wires::Quality;
 
@@ -71,6 +72,7 @@ enum Harm {
     WallClock,
     FlipBits,
     LoseIndex,
+    Replace,
     FillDisk,
     CustomerAway,
 }
@@ -114,7 +116,7 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 27] = [
+pub const ALL: [Nemesis; 28] = [
     new(
         "kill-leader",
         "SIGKILL to the leader while it owes a reply",
@@ -235,6 +237,13 @@ pub const ALL: [Nemesis; 27] = [
         Harm::LoseIndex,
         (100, 1_000),
     ),
+    new(
+        "replace-node",
+        "a node is killed and its disk is gone; another one takes its place under a new id",
+        Needs::Nothing,
+        Harm::Replace,
+        (100, 2_000),
+    ),
 ];
 
 /// One that has to do with the world around: kept apart, since it breaks nothing of the cluster.
@@ -336,8 +345,8 @@ impl Nemesis {
                 Some(Broken { ended: vec![(victim, status)], ..broken })
             }
             Harm::Transfer => {
-                let to = random.pick(&followers).to_string();
-                let moved = nodes.ask(&["cluster", "transfer", "--to", &to]);
+                let to = *random.pick(&followers);
+                let moved = nodes.ask(&["cluster", "transfer", "--to", &id_on(nodes, to)?.to_string()]);
                 moved.status.success().then_some(())?;
                 broken(&[], &[], format!("leadership from {leader:?} to {to}"))
             }
@@ -424,6 +433,12 @@ impl Nemesis {
                 drop(std::fs::remove_dir_all(nodes.data(victim).join("index")));
                 broken(&[victim], &[victim], format!("killed {victim} and removed its index"))
             }
+            Harm::Replace => {
+                let victim = *random.pick(&all);
+                nodes.kill(victim);
+                lose_disk(&nodes.data(victim)).expect("files of our own");
+                broken(&[victim], &[victim], format!("killed {victim}, and its disk is gone"))
+            }
             Harm::FillDisk => {
                 let victim = *random.pick(&all);
                 fill(&filler(nodes, victim)).ok()?;
@@ -451,6 +466,10 @@ impl Broken {
             | Harm::LoseIndex => {
                 self.nodes.iter().for_each(|id| world.nodes.start(*id));
             }
+            Harm::Replace => self.nodes.iter().for_each(|id| {
+                let replaced = replace(world.nodes, *id);
+                assert!(replaced.is_ok(), "node {id} cannot be replaced: {}", replaced.unwrap_err());
+            }),
             Harm::Pause(_) => self.nodes.iter().for_each(|id| world.nodes.pause(*id, false)),
             Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose | Harm::Reset | Harm::Wires(..) => {
                 world.hosts.into_iter().for_each(mend);

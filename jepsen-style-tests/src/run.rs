@@ -16,6 +16,7 @@ use crate::nemesis::{DISK_MIB, Needs, Nemesis, World};
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
+use crate::replacement::machine_of;
 use crate::sender::{Client, message};
 use crate::tools::{faketime, lock, waited};
 use crate::watcher::Watcher;
@@ -172,7 +173,7 @@ impl Stage<'_> {
     /// Breaks something for a while, mends it, and waits until the cluster is well. False if there was nothing to break.
     fn once(&mut self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
         let Stage { hosts, customer, watcher, record, .. } = *self;
-        let leader = watcher.status().and_then(|s| s["leader"].as_u64());
+        let leader = watcher.status().and_then(|s| s["leader"].as_u64()).map(machine_of);
         watcher.expect_ends(true);
         let begun = {
             let mut nodes = lock(self.nodes);

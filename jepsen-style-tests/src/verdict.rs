@@ -199,6 +199,8 @@ mod tests {
                 (340, What::Away { nodes: vec![] }),
             ]
         };
+        assert_eq!(named("replace-node", held(2)), Answer::Unknown, "nobody new held anything");
+        assert_eq!(named("replace-node", held(4)), Answer::Valid);
         let deferred = || (344, forged::sent("x", Outcome::Fail(451), &["defer-x"]));
         let named_deferred = |mut extra: Vec<(u64, What)>| {
             extra.push(deferred());

@@ -11,6 +11,7 @@ use crate::customer::Customer;
 use crate::history::{Notice, Sample, What};
 use crate::nodes::{Nodes, holdfast};
 use crate::record::Record;
+use crate::replacement::machine_of;
 use crate::tools::{lock, waited};
 
 /// How often the cluster is looked at.
@@ -112,7 +113,7 @@ fn sample_all(
         let known = status.clone().unwrap_or_default();
         let backlogs = known["nodes"].as_array().into_iter().flatten();
         record.note(What::Sample(Sample {
-            leader: known["leader"].as_u64(),
+            leader: known["leader"].as_u64().map(machine_of),
             term: known["term"].as_u64(),
             accepting: known["accepting"] == true,
             queued: known["queue"]["messages"].as_u64(),
