@@ -282,6 +282,19 @@ impl Cluster {
         clock::now().saturating_duration_since(at)
     }
 
+    /// As of when this node's state lacks nothing that was committed: for a follower as far as its leader knew then, for a leader as far as a
+    /// quorum says that nobody else leads. Nothing if that is not known since the node started, or began to lead.
+    pub fn complete_as_of(&self) -> Option<Instant> {
+        let applied = *self.inner.applied.borrow();
+        let Some(term) = self.leading() else { return self.inner.local.contact().complete_as_of(applied) };
+        let has_begun = {
+            let metrics = self.raft().data_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.last_applied.is_some_and(|at| position(&at).term == term)
+        };
+        self.quorum_heard().filter(|_| has_begun)
+    }
+
     /// Whether all members together could satisfy placement at all.
     pub fn can_place(&self) -> bool {
         let (members, voters) = (self.members(), self.voters());

@@ -173,7 +173,7 @@ mod tests {
             assert_eq!(named(nemesis, vec![]), Answer::Unknown, "nobody was refused under {nemesis}");
             assert_eq!(
                 named(nemesis, refused(550)),
-                Answer::Unknown,
+                Answer::Invalid,
                 "{nemesis} refuses for now, not for good"
             );
         }

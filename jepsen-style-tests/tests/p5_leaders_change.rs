@@ -111,3 +111,45 @@ fn p5_a_change_of_leaders_is_a_delay_for_who_begins_a_message() {
     let sent: Vec<Sent> = seen.into_iter().flat_map(|s| s.sent).collect();
     judge(&sent, &customer.taken()).assert_good();
 }
+
+/// A node that missed a change of routes does not know yet what it may refuse for good: it has just started, and nobody tells it what else was
+/// committed.
+#[test]
+fn p5_who_may_not_know_all_routes_refuses_for_now() {
+    let customer = Customer::start();
+    let mut nodes = Nodes::start_all(customer.address());
+    let recipient = |nodes: &Nodes, domain: &str| {
+        let mut client = Client::connect(3, &nodes.smtp(3)).ok()?;
+        client.say("MAIL FROM:<sender@client.test.example>\r\n").ok()?;
+        client.say(&format!("RCPT TO:<r@{domain}>\r\n")).ok()
+    };
+    assert_eq!(recipient(&nodes, "new.example"), Some(550), "all is well, and there is no such route");
+    nodes.kill(3);
+    nodes.route("new.example", customer.address());
+    nodes.kill(1);
+    nodes.kill(2);
+    nodes.start(3);
+    let mut code = None;
+    wait_for("a reply", Duration::from_secs(20), || {
+        code = recipient(&nodes, "new.example");
+        code.is_some()
+    });
+    assert_eq!(code, Some(451));
+    assert_ne!(recipient(&nodes, "test.example"), Some(550), "it may be in no checkpoint yet");
+    nodes.start(1);
+    nodes.start(2);
+    wait_for("the new route", Duration::from_secs(20), || recipient(&nodes, "new.example") == Some(250));
+    wait_for("a refusal for good", Duration::from_secs(5), || {
+        recipient(&nodes, "other.example") == Some(550)
+    });
+    // Who stands still for longer than it knows all routes does not know them when it goes on.
+    nodes.pause(3, true);
+    nodes.route("newer.example", customer.address());
+    std::thread::sleep(Duration::from_millis(2_500));
+    nodes.pause(3, false);
+    wait_for("the newer route", Duration::from_secs(20), || {
+        let code = recipient(&nodes, "newer.example");
+        assert_ne!(code, Some(550));
+        code == Some(250)
+    });
+}

@@ -95,7 +95,10 @@ impl World for Here<'_> {
             queue.route(domain).is_some_and(|(name, entry)| name != "*" && entry.route.is_some())
         };
         let networks = if self.is_named { self.shared.relay_networks.as_slice() } else { &[] };
-        policy::recipient(self.peer.ip(), networks, routed)
+        match policy::recipient(self.peer.ip(), networks, routed) {
+            Err(Refusal::Relaying) if !self.shared.intake.knows_all_routes() => Err(Refusal::NotKnown),
+            told => told,
+        }
     }
 
     fn not_accepting(&self) -> Option<Reply> {

@@ -20,6 +20,9 @@ use crate::smtp::reply::Reply;
 /// Without a sign of a quorum for this long, MAIL is answered with 451.
 const QUORUM_LOST_AFTER: Duration = Duration::from_secs(10);
 
+/// A node that knows of no route for a domain says so for good only if it knew all routes this recently; else it refuses for now.
+const ROUTES_KNOWN_FOR: Duration = Duration::from_secs(2);
+
 /// What the client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -125,6 +128,12 @@ impl Intake {
             return Some(("no quorum".into(), reply));
         }
         None
+    }
+
+    /// Whether there is no route but those that this node knows. One that has just started, or was cut off or stopped, may lack some.
+    pub(super) fn knows_all_routes(&self) -> bool {
+        let complete = self.cluster.complete_as_of();
+        complete.is_some_and(|at| clock::now().saturating_duration_since(at) < ROUTES_KNOWN_FOR)
     }
 
     async fn propose(&self, command: &Command, body: Bytes, placed: bool, deadline: Instant) -> Said {

@@ -59,6 +59,8 @@ pub enum Right {
 pub enum Refusal {
     /// 550 5.7.1: its domain has no route, and the client is not of a listed network.
     Relaying,
+    /// 451 4.3.0: this node knows of no route, and may not know all yet.
+    NotKnown,
 }
 
 /// Whether a recipient of `domain` is taken from a client. `routed` says whether the domain itself has a route; the route

@@ -81,7 +81,7 @@ enum State {
         helo: (String, bool),
         sender: ReversePath,
         recipients: Vec<(Mailbox, Right)>,
-        refused: bool,
+        refused: Option<Refusal>,
         eight_bit: bool,
         size: Option<u64>,
     },
@@ -179,9 +179,14 @@ impl Session {
                     let go = Reply::plain(354, vec!["End data with <CR><LF>.<CR><LF>".into()]);
                     (go, Action::Data(Transaction { helo, sender, recipients, eight_bit, size }))
                 }
-                State::Mail { refused: true, helo, .. } => {
+                State::Mail { refused: Some(why), helo, .. } => {
                     self.state = State::Greeted { helo };
-                    simple(554, "5.5.1", "Error: no valid recipients")
+                    match why {
+                        Refusal::Relaying => simple(554, "5.5.1", "Error: no valid recipients"),
+                        Refusal::NotKnown => {
+                            simple(451, "4.3.0", "Error: no valid recipients, try again later")
+                        }
+                    }
                 }
                 state => {
                     self.state = state;
@@ -247,7 +252,7 @@ impl Session {
             helo: helo.clone(),
             sender,
             recipients: Vec::new(),
-            refused: false,
+            refused: None,
             eight_bit,
             size,
         };
@@ -265,10 +270,20 @@ impl Session {
             Recipient::Postmaster => (self.settings.postmaster.clone(), Right::Anywhere),
             Recipient::Mailbox(mailbox) => match world.recipient(mailbox.domain()) {
                 Ok(right) => (mailbox, right),
-                Err(Refusal::Relaying) => {
-                    *refused = true;
-                    let text = format!("<{mailbox}>: Relay access denied");
-                    return (Reply::new(550, "5.7.1", &text), Action::Continue);
+                Err(why) => {
+                    // One that may be taken later is enough for a sender to come again.
+                    if *refused != Some(Refusal::NotKnown) {
+                        *refused = Some(why);
+                    }
+                    let reply = match why {
+                        Refusal::Relaying => {
+                            Reply::new(550, "5.7.1", &format!("<{mailbox}>: Relay access denied"))
+                        }
+                        Refusal::NotKnown => {
+                            Reply::new(451, "4.3.0", &format!("<{mailbox}>: Temporary lookup failure"))
+                        }
+                    };
+                    return (reply, Action::Continue);
                 }
             },
         };
@@ -302,7 +317,11 @@ mod tests {
 
     impl World for Open {
         fn recipient(&self, domain: &str) -> Result<Right, Refusal> {
-            if domain == "routed.example" { Ok(Right::Route) } else { Err(Refusal::Relaying) }
+            match domain {
+                "routed.example" => Ok(Right::Route),
+                "unknown.example" => Err(Refusal::NotKnown),
+                _ => Err(Refusal::Relaying),
+            }
         }
 
         fn not_accepting(&self) -> Option<Reply> {

@@ -1,4 +1,5 @@
-//! P5: while one node is in trouble, the clients of the others see delay, never an error.
+//! P5: while one node is in trouble, the clients of the others see delay, never an error; and whatever is broken, nobody refuses for good what
+//! may be taken later: senders give that up.
 
 use super::Offence;
 use crate::history::{History, Outcome, What};
@@ -14,6 +15,11 @@ pub(super) fn check(history: &History) -> Vec<Offence> {
         let how = match sent.outcome {
             Outcome::Ok => continue,
             Outcome::Fail(0) => "cut off before its final dot".to_string(),
+            Outcome::Fail(code @ 500..) => {
+                let what = format!("refused for good with {code} by node {}", sent.node);
+                offences.push(Offence::new("P5", &sent.name, event.at, what));
+                continue;
+            }
             Outcome::Fail(code) => format!("refused with {code}"),
             Outcome::Unknown => "left without a reply".to_string(),
         };
@@ -71,8 +77,11 @@ mod tests {
             (20_300, other("in turn", Outcome::Fail(451))),
         ]);
         assert_eq!(told(&check(&in_turn)), [("P5", "in turn")]);
-        let two =
-            history([(20_000, fault(1, true, &[1, 3])), (20_300, other("no quorum", Outcome::Fail(451)))]);
-        assert_eq!(check(&two), []);
+        let two = history([
+            (20_000, fault(1, true, &[1, 3])),
+            (20_300, other("no quorum", Outcome::Fail(451))),
+            (20_400, other("given up", Outcome::Fail(550))),
+        ]);
+        assert_eq!(told(&check(&two)), [("P5", "given up")]);
     }
 }
