@@ -23,17 +23,21 @@ pub struct Options {
     /// What chances are taken from. Processes, clocks and the network are their own: the same seed makes the same choices, not the same
     /// history.
     pub seed: u64,
+    /// Whether all nodes ran on loopback although machines could be made for them.
+    #[serde(default)]
+    pub loopback: bool,
 }
 
 impl Options {
     /// The command that does it again.
     pub fn command(&self) -> String {
         format!(
-            "cargo run --release -p jepsen-style-tests -- run --workload {} --nemesis {} --seconds {} --seed {}",
+            "cargo run --release -p jepsen-style-tests -- run --workload {} --nemesis {} --seconds {} --seed {}{}",
             self.workload,
             if self.nemeses.is_empty() { "none".into() } else { self.nemeses.join(",") },
             self.seconds,
-            self.seed
+            self.seed,
+            if self.loopback { " --loopback" } else { "" }
         )
     }
 }

@@ -11,19 +11,12 @@ use std::sync::OnceLock;
 
 use crate::cgroup::Group;
 use crate::disk::SmallDisk;
+use crate::links::{Links, Unavailable};
 use crate::scratch::PREFIX;
 use crate::wires::{Quality, Switch};
 
 /// Set in the process that runs inside.
 const INSIDE: &str = "HOLDFAST_OWN_MACHINE";
-
-/// What was promised to be there is not.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}: {why}")]
-pub struct NoHosts {
-    what: String,
-    why: String,
-}
 
 /// Runs this program once more with namespaces of its own, and returns its exit status. Nothing if it is inside already, or none can be
 /// had: without root that takes user namespaces that anybody may make.
@@ -85,12 +78,12 @@ impl Hosts {
     ///
     /// # Errors
     /// If a command fails; its name and its words.
-    pub fn new(count: u64, wires: Option<u64>) -> Result<Hosts, NoHosts> {
+    pub fn new(count: u64, wires: Option<u64>) -> Result<Hosts, Unavailable> {
         run("mount -t tmpfs tmpfs /run")?;
         // What libfaketime leaves there goes with us.
         run("mount -t tmpfs tmpfs /dev/shm")?;
         run("ip link set lo up")?;
-        let no_tap = |why: std::io::Error| NoHosts { what: "a tap device".into(), why: why.to_string() };
+        let no_tap = |why: std::io::Error| Unavailable { what: "a tap device".into(), why: why.to_string() };
         let switch = wires.map(|seed| Switch::start(count as usize + 1, seed)).transpose().map_err(no_tap)?;
         let outside = match &switch {
             Some(_) => {
@@ -143,50 +136,36 @@ impl Hosts {
         command
     }
 
-    /// What one node sends another does not arrive. The sender hears nothing of it.
-    ///
-    /// # Errors
-    /// If it cannot be done.
-    pub fn cut(&self, from: u64, to: u64) -> Result<(), NoHosts> {
-        nft(to, &format!("add rule ip links in ip saddr {} drop", Hosts::address(from)))
-    }
-
-    /// So many of a hundred packets between nodes do not arrive.
-    ///
-    /// # Errors
-    /// If it cannot be done.
-    pub fn lose(&self, percent: u64) -> Result<(), NoHosts> {
-        let nodes = format!("{}-{}", Hosts::address(1), Hosts::address(self.count));
-        let rule = format!("add rule ip links in ip saddr {nodes} numgen random mod 100 < {percent} drop");
-        (1..=self.count).try_for_each(|id| nft(id, &rule))
-    }
-
-    /// Connections from one node to another are reset, by the one that was called.
-    ///
-    /// # Errors
-    /// If it cannot be done.
-    pub fn reset(&self, from: u64, to: u64) -> Result<(), NoHosts> {
-        let from = Hosts::address(from);
-        nft(to, &format!("add rule ip links in ip saddr {from} meta l4proto tcp reject with tcp reset"))
-    }
-
     /// The wires between these nodes are like this in both directions.
     ///
     /// # Errors
     /// If the machines were made without wires.
-    pub fn wire(&self, a: u64, b: u64, quality: Quality) -> Result<(), NoHosts> {
-        let none = || NoHosts { what: format!("a wire from {a} to {b}"), why: "there is none".into() };
+    pub fn wire(&self, a: u64, b: u64, quality: Quality) -> Result<(), Unavailable> {
+        let none = || Unavailable { what: format!("a wire from {a} to {b}"), why: "there is none".into() };
         let switch = self.switch.as_ref().ok_or_else(none)?;
         switch.wire(a as usize, b as usize, quality);
         switch.wire(b as usize, a as usize, quality);
         Ok(())
     }
+}
 
-    /// All links are well again.
-    ///
-    /// # Errors
-    /// If it cannot be done.
-    pub fn mend(&self) -> Result<(), NoHosts> {
+impl Links for Hosts {
+    fn cut(&self, from: u64, to: u64) -> Result<(), Unavailable> {
+        nft(to, &format!("add rule ip links in ip saddr {} drop", Hosts::address(from)))
+    }
+
+    fn lose(&self, percent: u64) -> Result<(), Unavailable> {
+        let nodes = format!("{}-{}", Hosts::address(1), Hosts::address(self.count));
+        let rule = format!("add rule ip links in ip saddr {nodes} numgen random mod 100 < {percent} drop");
+        (1..=self.count).try_for_each(|id| nft(id, &rule))
+    }
+
+    fn reset(&self, from: u64, to: u64) -> Result<(), Unavailable> {
+        let from = Hosts::address(from);
+        nft(to, &format!("add rule ip links in ip saddr {from} meta l4proto tcp reject with tcp reset"))
+    }
+
+    fn mend(&self) -> Result<(), Unavailable> {
         self.switch.iter().for_each(Switch::mend);
         (1..=self.count).try_for_each(|id| nft(id, "flush chain ip links in"))
     }
@@ -196,8 +175,8 @@ impl Hosts {
 ///
 /// # Errors
 /// If it cannot be mounted.
-pub fn mount_disk(at: &Path, mib: u64) -> Result<(), NoHosts> {
-    let failed = |why: std::io::Error| NoHosts { what: at.display().to_string(), why: why.to_string() };
+pub fn mount_disk(at: &Path, mib: u64) -> Result<(), Unavailable> {
+    let failed = |why: std::io::Error| Unavailable { what: at.display().to_string(), why: why.to_string() };
     std::fs::create_dir_all(at).map_err(failed)?;
     let mut command = Command::new("mount");
     command.args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at);
@@ -209,22 +188,22 @@ pub fn unmount_disk(at: &Path) {
     drop(Command::new("umount").arg("-l").arg(at).status());
 }
 
-fn nft(id: u64, words: &str) -> Result<(), NoHosts> {
+fn nft(id: u64, words: &str) -> Result<(), Unavailable> {
     let mut command = Hosts::command(id);
     command.arg("nft").arg(words);
     finish(&format!("nft {words}"), command)
 }
 
 /// Runs a command of words without spaces in them.
-pub(crate) fn run(words: &str) -> Result<(), NoHosts> {
+pub(crate) fn run(words: &str) -> Result<(), Unavailable> {
     let mut split = words.split(' ');
     let mut command = Command::new(split.next().unwrap_or_default());
     command.args(split);
     finish(words, command)
 }
 
-fn finish(what: &str, mut command: Command) -> Result<(), NoHosts> {
-    let failed = |why: String| NoHosts { what: what.into(), why };
+fn finish(what: &str, mut command: Command) -> Result<(), Unavailable> {
+    let failed = |why: String| Unavailable { what: what.into(), why };
     let output = command.stdin(Stdio::null()).output().map_err(|e| failed(e.to_string()))?;
     match output.status.success() {
         true => Ok(()),

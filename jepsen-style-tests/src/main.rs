@@ -66,6 +66,9 @@ struct Run {
     /// Where to keep the folder of the run
     #[arg(long, default_value = "target/runs")]
     dir: PathBuf,
+    /// All nodes on loopback, as where no namespaces can be made
+    #[arg(long)]
+    loopback: bool,
 }
 
 fn main() -> ExitCode {
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
             Ok((options, history)) => conclude(&options, &history, &folder).report(),
             Err(why) => usage(&why),
         },
-        Command::Run(Run { workload, nemesis, seconds, seed, dir }) => {
+        Command::Run(Run { workload, nemesis, seconds, seed, dir, loopback }) => {
             let (Some(workload), Some(nemeses)) = (workload::named(&workload), chosen(&nemesis)) else {
                 return usage("no such workload or nemesis; `list` shows them");
             };
@@ -84,7 +87,7 @@ fn main() -> ExitCode {
                 return usage("the program could not be built");
             }
             let binary = nodes::binary();
-            if let Some(status) = hosts::seclude() {
+            if !loopback && let Some(status) = hosts::seclude() {
                 return status;
             }
             let (nemeses, others): (Vec<_>, Vec<_>) = nemeses.into_iter().partition(run::is_possible);
@@ -111,7 +114,9 @@ fn main() -> ExitCode {
             }
             eprintln!("three nodes of {}", binary.display());
             let seed = seed.unwrap_or_else(seed_of_now);
-            one(workload, &nemeses, seconds, seed, &dir).0.report()
+            let names = nemeses.iter().map(|nemesis| nemesis.name.to_string()).collect();
+            let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed, loopback };
+            one(&options, workload, &nemeses, &dir).report()
         }
         Command::Soak { seconds, seed, dir, ledger } => {
             soak(Duration::from_secs(seconds), seed.unwrap_or_else(seed_of_now), &dir, ledger.as_deref())
@@ -161,8 +166,8 @@ fn chosen(names: &str) -> Option<Vec<Nemesis>> {
 /// What a nemesis takes, in words.
 fn needs(nemesis: &Nemesis) -> &'static str {
     match nemesis.needs {
-        Needs::Nothing => "nothing",
-        Needs::Hosts | Needs::SmallDisks => "namespaces",
+        Needs::Nothing | Needs::Links => "nothing",
+        Needs::SmallDisks => "namespaces",
         Needs::Wires => "namespaces and tap devices",
         Needs::Strace => "strace",
         Needs::Faketime => "libfaketime",
@@ -182,15 +187,12 @@ fn list() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn one(workload: Workload, nemeses: &[Nemesis], seconds: u64, seed: u64, dir: &Path) -> (Status, Judgement) {
-    let names = nemeses.iter().map(|nemesis| nemesis.name.to_string()).collect();
-    let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed };
-    let folder = dir.join(format!("{}-{seed}", workload.name));
+fn one(options: &Options, workload: Workload, nemeses: &[Nemesis], dir: &Path) -> Status {
+    let folder = dir.join(format!("{}-{}", workload.name, options.seed));
     // One of the same seed is another run: what was said of that is not said of this.
     ["verdict.json", "report.html"].iter().for_each(|name| drop(std::fs::remove_file(folder.join(name))));
-    let history = run::run(&options, workload, nemeses, &folder);
-    let status = conclude(&options, &history, &folder);
-    (status, verdict::judge(&history, &options.nemeses))
+    let history = run::run(options, workload, nemeses, &folder);
+    conclude(options, &history, &folder)
 }
 
 /// Judges, writes verdict and report to the run's folder, and says the most of it.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::customer::Customer;
 use crate::disk::SmallDisk;
 use crate::hosts::Hosts;
+use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
@@ -32,9 +33,9 @@ const SYNC: Duration = Duration::from_secs(5);
 pub enum Needs {
     /// Processes alone.
     Nothing,
-    /// A machine for each node ([`Hosts`]).
-    Hosts,
-    /// That, and wires between them that can be made bad.
+    /// [`Links`] that can be broken.
+    Links,
+    /// A machine for each node ([`Hosts`]), and wires between them that can be made bad.
     Wires,
     /// Machines, and a small disk for each.
     SmallDisks,
@@ -141,27 +142,27 @@ pub const ALL: [Nemesis; 28] = [
     new(
         "isolate-leader",
         "no packet to or from the leader",
-        Needs::Hosts,
+        Needs::Links,
         Harm::Isolate(Whom::Leader),
         (3_000, 8_000),
     ),
     new(
         "isolate-follower",
         "no packet to or from a follower",
-        Needs::Hosts,
+        Needs::Links,
         Harm::Isolate(Whom::Follower),
         (1_000, 8_000),
     ),
-    new("bridge", "two nodes reach each other only by the third", Needs::Hosts, Harm::Bridge, (1_000, 8_000)),
+    new("bridge", "two nodes reach each other only by the third", Needs::Links, Harm::Bridge, (1_000, 8_000)),
     new(
         "one-way",
         "the leader is not heard by one node, but hears it",
-        Needs::Hosts,
+        Needs::Links,
         Harm::OneWay,
         (1_000, 8_000),
     ),
-    new("loss", "a tenth of all packets between nodes is lost", Needs::Hosts, Harm::Lose, (1_000, 8_000)),
-    new("reset", "connections to and from the leader are reset", Needs::Hosts, Harm::Reset, (50, 500)),
+    new("loss", "a tenth of all packets between nodes is lost", Needs::Links, Harm::Lose, (1_000, 8_000)),
+    new("reset", "connections to and from the leader are reset", Needs::Links, Harm::Reset, (50, 500)),
     new(
         "jitter",
         "packets between nodes take up to 100 ms, overtake each other, and some come twice",
@@ -285,6 +286,8 @@ pub struct Broken {
 pub struct World<'a> {
     /// The cluster.
     pub nodes: &'a mut Nodes,
+    /// What lies between its nodes, if it can be broken.
+    pub links: Option<&'a dyn Links>,
     /// Its machines, if each node has its own.
     pub hosts: Option<&'a Hosts>,
     /// Its disks on loop devices, if each node has one.
@@ -354,30 +357,30 @@ impl Nemesis {
                 let victims = choose(whom)?;
                 let others = |victim: u64| all.into_iter().filter(move |id| *id != victim);
                 let pairs = victims.iter().flat_map(|v| others(*v).flat_map(|o| [(*v, o), (o, *v)]));
-                cut(world.hosts?, &pairs.collect::<Vec<_>>())?;
+                cut(world.links?, &pairs.collect::<Vec<_>>())?;
                 broken(&victims, &victims, format!("cut off {victims:?}"))
             }
             Harm::Bridge => {
                 let (a, b) = (followers[0], *followers.get(1)?);
                 // The leader is the bridge, or is cut off from one of the two.
                 let (a, b) = if random.percent(50) { (a, b) } else { (leader?, b) };
-                cut(world.hosts?, &[(a, b), (b, a)])?;
+                cut(world.links?, &[(a, b), (b, a)])?;
                 broken(&[a, b], &[], format!("no way between {a} and {b}"))
             }
             Harm::OneWay => {
                 let (from, to) = (leader?, *random.pick(&followers));
-                cut(world.hosts?, &[(from, to)])?;
+                cut(world.links?, &[(from, to)])?;
                 broken(&[from, to], &[], format!("{to} does not hear {from}"))
             }
             Harm::Lose => {
-                let hosts = world.hosts?;
-                hosts.lose(10).map_err(|_| mend(hosts)).ok()?;
+                let links = world.links?;
+                links.lose(10).map_err(|_| mend(links)).ok()?;
                 broken(&all, &[], "a tenth of all packets is lost".into())
             }
             Harm::Reset => {
-                let (hosts, leader) = (world.hosts?, leader?);
+                let (links, leader) = (world.links?, leader?);
                 let mut pairs = followers.iter().flat_map(|other| [(leader, *other), (*other, leader)]);
-                pairs.try_for_each(|(from, to)| hosts.reset(from, to)).map_err(|_| mend(hosts)).ok()?;
+                pairs.try_for_each(|(from, to)| links.reset(from, to)).map_err(|_| mend(links)).ok()?;
                 broken(&[], &[], format!("connections of {leader} are reset"))
             }
             Harm::Wires(whom, quality) => {
@@ -472,7 +475,7 @@ impl Broken {
             }),
             Harm::Pause(_) => self.nodes.iter().for_each(|id| world.nodes.pause(*id, false)),
             Harm::Isolate(_) | Harm::Bridge | Harm::OneWay | Harm::Lose | Harm::Reset | Harm::Wires(..) => {
-                world.hosts.into_iter().for_each(mend);
+                world.links.into_iter().for_each(mend);
             }
             Harm::SlowDisk => (1..).zip(world.disks.iter()).for_each(|(id, disk)| {
                 let is_mended = disk
@@ -525,13 +528,13 @@ fn fail_a_sync(nodes: &mut Nodes, id: u64) -> Option<Option<i32>> {
 }
 
 /// Cuts links, all or none.
-fn cut(hosts: &Hosts, links: &[(u64, u64)]) -> Option<()> {
-    let all = links.iter().try_for_each(|(from, to)| hosts.cut(*from, *to));
-    all.map_err(|_| mend(hosts)).ok()
+fn cut(links: &dyn Links, pairs: &[(u64, u64)]) -> Option<()> {
+    let all = pairs.iter().try_for_each(|(from, to)| links.cut(*from, *to));
+    all.map_err(|_| mend(links)).ok()
 }
 
-fn mend(hosts: &Hosts) {
-    assert!(hosts.mend().is_ok(), "the links cannot be mended");
+fn mend(links: &dyn Links) {
+    assert!(links.mend().is_ok(), "the links cannot be mended");
 }
 
 fn filler(nodes: &Nodes, id: u64) -> PathBuf {

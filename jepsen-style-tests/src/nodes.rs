@@ -362,7 +362,7 @@ fn free_base_port() -> u16 {
     let seed = (std::process::id() as u16).wrapping_mul(37).wrapping_add(own);
     for n in 0..300u16 {
         let base = 21_000 + (seed.wrapping_add(n) % 350) * 30;
-        let ports = (1..=3).flat_map(|n| [n, n + 10, n + 20]);
+        let ports = (1..=3).flat_map(|n| [n, n + 10, n + 13, n + 20]);
         if ports.map(|n| base + n).all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return base;
         }

@@ -105,7 +105,7 @@ fn add(operator: &str, id: u64) -> Result<(), String> {
 }
 
 /// A field of a member's line in a node's file.
-fn member_field<'a>(text: &'a str, id: u64, key: &str) -> Option<&'a str> {
+pub(crate) fn member_field<'a>(text: &'a str, id: u64, key: &str) -> Option<&'a str> {
     let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{{ id = {id}, ")))?;
     line.split_once(&format!(" {key} = \""))?.1.split('"').next()
 }

@@ -344,15 +344,15 @@ mod tests {
 
     #[test]
     fn a_report_names_the_verdict_and_what_was_broken() {
-        let options =
-            Options { workload: "steady".into(), nemeses: vec!["kill-leader".into()], seconds: 9, seed: 4 };
+        let nemeses = vec!["kill-leader".into()];
+        let options = Options { workload: "steady".into(), nemeses, seconds: 9, seed: 4, loopback: true };
         let history = forged::history([
             (10, forged::fault(1, true, &[1])),
             (20, forged::sent("gone", Outcome::Ok, &["r"])),
             (30, forged::fault(1, false, &[1])),
         ]);
         let page = page(&options, &history, &judge(&history, &[]));
-        assert!(page.contains("Invalid") && page.contains("gone/r") && page.contains("--seed 4"));
+        assert!(page.contains("Invalid") && page.contains("gone/r") && page.contains("--seed 4 --loopback"));
         assert_eq!(page.matches("<svg").count(), 6);
     }
 

@@ -12,10 +12,12 @@ use crate::evidence::{canaries, left, read_maillogs, told};
 use crate::folder::{Options, keep};
 use crate::history::{Fault, History, What};
 use crate::hosts::{self, Hosts};
+use crate::links::Links;
 use crate::nemesis::{DISK_MIB, Needs, Nemesis, World};
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
+use crate::relays::{self, Relays};
 use crate::replacement::machine_of;
 use crate::sender::{Client, message};
 use crate::tools::{faketime, lock, waited};
@@ -41,10 +43,13 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let hosts = hosts::is_inside().then(|| Hosts::new(3, wires).expect("machines of our own"));
     let listen = if hosts.is_some() { format!("{}:0", Hosts::OUTSIDE) } else { "127.0.0.1:0".into() };
     let (customer, senders_own) = (Customer::start_at(&listen), Customer::start_at(&listen));
+    let has_relays = hosts.is_none() && has(|needs| needs == Needs::Links);
     let mut nodes = match hosts {
         Some(_) => Nodes::prepare_on_hosts(keep_little),
+        None if has_relays => Nodes::prepare(|id, text| relays::behind(id, &keep_little(id, text))),
         None => Nodes::prepare(keep_little),
     };
+    let relays = has_relays.then(|| Relays::start(&nodes, options.seed).expect("ports of our own"));
     if let Some(library) = faketime().filter(|_| has(|needs| needs == Needs::Faketime)) {
         nodes.with_clocks(library);
     }
@@ -76,6 +81,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     std::thread::sleep(WARM_UP);
     let mut stage = Stage {
         nodes: &nodes,
+        links: hosts.as_ref().map(|hosts| hosts as &dyn Links).or(relays.as_ref().map(|r| r as &dyn Links)),
         hosts: hosts.as_ref(),
         disks: &mut disks,
         customer: &customers.0,
@@ -142,6 +148,7 @@ fn probe(node: u64, address: &str, record: &Record) {
 /// What a nemesis works on, and who looks on.
 struct Stage<'a> {
     nodes: &'a Mutex<Nodes>,
+    links: Option<&'a dyn Links>,
     hosts: Option<&'a Hosts>,
     disks: &'a mut [SmallDisk],
     customer: &'a Customer,
@@ -172,12 +179,13 @@ impl Stage<'_> {
 
     /// Breaks something for a while, mends it, and waits until the cluster is well. False if there was nothing to break.
     fn once(&mut self, nemesis: &Nemesis, number: u64, random: &mut Random) -> bool {
-        let Stage { hosts, customer, watcher, record, .. } = *self;
+        let Stage { links, hosts, customer, watcher, record, .. } = *self;
         let leader = watcher.status().and_then(|s| s["leader"].as_u64()).map(machine_of);
         watcher.expect_ends(true);
         let begun = {
             let mut nodes = lock(self.nodes);
-            let mut world = World { nodes: &mut nodes, hosts, disks: self.disks, customer, record, leader };
+            let mut world =
+                World { nodes: &mut nodes, links, hosts, disks: self.disks, customer, record, leader };
             nemesis.begin(&mut world, random)
         };
         let Some(broken) = begun else {
@@ -198,7 +206,15 @@ impl Stage<'_> {
         record.note(What::Away { nodes: Vec::new() });
         {
             let mut nodes = lock(self.nodes);
-            broken.end(&mut World { nodes: &mut nodes, hosts, disks: self.disks, customer, record, leader });
+            broken.end(&mut World {
+                nodes: &mut nodes,
+                links,
+                hosts,
+                disks: self.disks,
+                customer,
+                record,
+                leader,
+            });
         }
         watcher.expect_ends(false);
         if !waited(HEAL, || watcher.is_well()) {
@@ -220,7 +236,8 @@ fn is_in_memory(dir: &Path) -> bool {
 pub fn is_possible(nemesis: &Nemesis) -> bool {
     match nemesis.needs {
         Needs::Nothing => true,
-        Needs::Hosts | Needs::SmallDisks => hosts::is_inside(),
+        Needs::Links => hosts::is_inside() || Path::new("/proc/net/tcp").exists(),
+        Needs::SmallDisks => hosts::is_inside(),
         Needs::Wires => hosts::is_inside() && Path::new("/dev/net/tun").exists(),
         Needs::Root => hosts::is_root(),
         Needs::Strace => {

@@ -18,11 +18,11 @@ fn text(octets: &[u8]) -> String {
 }
 
 /// A short run of a workload under nemeses; its verdict is valid, and its folder can be judged again.
-fn valid(workload: &str, nemeses: &str, seconds: &str) {
+fn valid(workload: &str, nemeses: &str, seconds: &str, more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().display().to_string();
     let run = ["run", "--workload", workload, "--nemesis", nemeses, "--seconds", seconds, "--dir", &path];
-    let output = command(&run);
+    let output = command(&[&run, more].concat());
     let (told, how) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(0), "{told}\n{how}");
     println!("{told}{how}");
@@ -41,17 +41,24 @@ fn mixed_mail_under_nemeses_of_the_day_breaks_no_promise() {
     let day = since_1970.as_secs() / 86_400;
     let names = nemesis::all().zip(0..).filter(|(_, n)| (n + day).is_multiple_of(TURNS));
     let names: Vec<&str> = names.map(|(nemesis, _)| nemesis.name).collect();
-    valid("mixed", &names.join(","), "20");
+    valid("mixed", &names.join(","), "20", &[]);
 }
 
 #[test]
 fn bursts_while_leaders_die_break_no_promise() {
-    valid("bursts", "kill-leader,pause-leader,restart,transfer", "20");
+    valid("bursts", "kill-leader,pause-leader,restart,transfer", "20", &[]);
+}
+
+/// Without machines for the nodes too.
+#[test]
+fn links_on_loopback_are_cut_as_well_and_that_breaks_no_promise() {
+    valid("steady", "isolate-leader,one-way,reset", "10", &["--loopback"]);
 }
 
 /// A folder as a run leaves it, with this history.
 fn forge(folder: &Path, events: Vec<Event>) {
-    let options = Options { workload: "steady".into(), nemeses: Vec::new(), seconds: 1, seed: 1 };
+    let options =
+        Options { workload: "steady".into(), nemeses: Vec::new(), seconds: 1, seed: 1, loopback: false };
     std::fs::write(folder.join("options.json"), serde_json::to_string(&options).unwrap()).unwrap();
     let mut written = Vec::new();
     History { events }.write(&mut written).unwrap();
