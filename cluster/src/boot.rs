@@ -32,6 +32,7 @@ use crate::peer::network::Network;
 use crate::peer::server::{past, prepare, serve};
 use crate::peer::tls::PeerTls;
 use crate::placement::Member;
+use crate::read_index;
 use crate::repair;
 use crate::state_machine::{Started, StateMachine};
 use crate::transfer::{self, Transfers};
@@ -215,6 +216,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
             is_whole: AtomicBool::new(false),
+            read_index: Mutex::default(),
             about: OnceLock::new(),
             reserve_bytes,
         }),
@@ -279,6 +281,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
     repair::mend(&cluster, applied, &needed).await.map_err(StartError::State)?;
     cluster.inner.is_whole.store(true, Ordering::Relaxed);
     tokio::spawn(repair::watch(cluster.clone()));
+    tokio::spawn(read_index::keep(cluster.clone()));
     if erased > 0 {
         tracing::info!(bodies = erased, "erasing what settled while this node was down");
         while cluster.inner.log.erase_backlog() > 0 {

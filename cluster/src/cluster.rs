@@ -20,6 +20,7 @@ use crate::machine::{Machine, Refusal};
 use crate::peer::client::{Local, Peer};
 use crate::peer::frame::{Answer, Known, Request};
 use crate::placement::{Member, is_placed};
+use crate::read_index::ReadIndex;
 use crate::state_machine::StateMachine;
 use crate::transfer::{Arriving, Transfers};
 use crate::types::{Raft, position};
@@ -123,6 +124,8 @@ pub(crate) struct Inner {
     pub(crate) starts: u64,
     /// Set once this node has all that it needs.
     pub(crate) is_whole: AtomicBool,
+    /// As of when its state lacks nothing.
+    pub(crate) read_index: Mutex<ReadIndex>,
     /// What the layers above say of themselves.
     pub(crate) about: OnceLock<About>,
     /// Room that is kept for draining.
@@ -282,17 +285,11 @@ impl Cluster {
         clock::now().saturating_duration_since(at)
     }
 
-    /// As of when this node's state lacks nothing that was committed: for a follower as far as its leader knew then, for a leader as far as a
-    /// quorum says that nobody else leads. Nothing if that is not known since the node started, or began to lead.
-    pub fn complete_as_of(&self) -> Option<Instant> {
-        let applied = *self.inner.applied.borrow();
-        let Some(term) = self.leading() else { return self.inner.local.contact().complete_as_of(applied) };
-        let has_begun = {
-            let metrics = self.raft().data_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.last_applied.is_some_and(|at| position(&at).term == term)
-        };
-        self.quorum_heard().filter(|_| has_begun)
+    /// Whether an entry of this term is applied here.
+    pub(crate) fn has_applied_of(&self, term: Term) -> bool {
+        let metrics = self.raft().data_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.last_applied.is_some_and(|at| position(&at).term == term)
     }
 
     /// Whether all members together could satisfy placement at all.

@@ -1,5 +1,4 @@
-//! Pure. When was a quorum last known: what decides whether mail is taken; and as of when a follower's state is complete: what decides whether
-//! it may say that there is no such route. Neither grants what a lease would.
+//! Pure. When was a quorum last known: what decides whether mail is taken. It grants nothing that a lease would.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -11,36 +10,17 @@ pub(crate) struct Contact {
     leader: Instant,
     /// When each member last followed this node: granted it a vote or took its entries.
     followed: BTreeMap<u64, Instant>,
-    /// What the leader had committed at a moment, which is not known to be applied here: how many entries, and when.
-    told: Option<(u64, Instant)>,
-    /// Nothing that was committed by then is missing here, as far as the leader of then knew.
-    complete: Option<Instant>,
 }
 
 impl Contact {
     /// A node that starts gets the benefit of the doubt.
     pub(crate) fn new(began: Instant) -> Contact {
-        Contact { leader: began, followed: BTreeMap::new(), told: None, complete: None }
+        Contact { leader: began, followed: BTreeMap::new() }
     }
 
     /// A leader spoke.
     pub(crate) fn led(&mut self, now: Instant) {
         self.leader = now;
-    }
-
-    /// The leader whom this node follows said at `at` that so many entries are committed; this node has applied so many.
-    pub(crate) fn told(&mut self, committed: u64, applied: u64, at: Instant) {
-        self.complete_as_of(applied);
-        // The first that is waited for stays: under load there is always another one that is not applied yet.
-        self.told.get_or_insert((committed, at));
-    }
-
-    /// As of when a node that has applied so many entries lacks nothing that its leader had committed. Nothing if it never was so.
-    pub(crate) fn complete_as_of(&mut self, applied: u64) -> Option<Instant> {
-        if let Some((_, at)) = self.told.take_if(|(committed, _)| *committed <= applied) {
-            self.complete = Some(at);
-        }
-        self.complete
     }
 
     /// Member `id` followed this node.
@@ -85,23 +65,6 @@ mod tests {
             at(9),
             "what it knew as leader it still knows as follower"
         );
-    }
-
-    #[test]
-    fn p5_a_state_is_complete_as_of_when_its_leader_had_committed_what_it_has() {
-        let began = crate::clock::now();
-        let at = |s| began + Duration::from_secs(s);
-        let mut contact = Contact::new(began);
-        assert_eq!(contact.complete_as_of(100), None, "nobody has told how much there is");
-        contact.told(7, 3, at(1));
-        assert_eq!(contact.complete_as_of(6), None);
-        contact.told(9, 6, at(2));
-        assert_eq!(contact.complete_as_of(7), Some(at(1)), "it lags behind and goes on");
-        contact.told(12, 9, at(3));
-        assert_eq!(contact.complete_as_of(11), Some(at(1)));
-        assert_eq!(contact.complete_as_of(12), Some(at(3)));
-        contact.told(12, 12, at(4));
-        assert_eq!(contact.complete_as_of(12), Some(at(4)), "nothing is committed, and the leader says so");
     }
 
     #[test]

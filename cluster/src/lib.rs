@@ -25,6 +25,7 @@ pub mod owners;
 mod peer;
 pub mod placement;
 mod proposal;
+mod read_index;
 mod receipt;
 mod repair;
 mod snapshot;

@@ -365,8 +365,11 @@ async fn mend_one(cluster: &Cluster, holders: &mut Holders, lost: LostBody) -> R
     let mut said = false;
     // It may be settled, or become so meanwhile.
     while !is_settled(cluster, index) {
-        if fetch(cluster, holders, lost).await? == Fetched::Done {
-            break;
+        match fetch(cluster, holders, lost).await {
+            Ok(Fetched::Done) => break,
+            Ok(Fetched::NotYet) => {}
+            Err(_) if is_settled(cluster, index) => break,
+            Err(why) => return Err(why),
         }
         if !said {
             let place = cluster.inner.log.lost_place(index).unwrap_or_default();

@@ -25,7 +25,7 @@ pub mod postfix;
 pub mod random;
 pub mod record;
 mod relays;
-pub mod replacement;
+mod replacement;
 pub mod report;
 pub mod run;
 mod scratch;

@@ -25,7 +25,7 @@ pub trait Links {
     /// If it cannot be done.
     fn lose(&self, percent: u64) -> Result<(), Unavailable>;
 
-    /// Connections from one node to another are reset.
+    /// Connections from one node to another end.
     ///
     /// # Errors
     /// If it cannot be done.

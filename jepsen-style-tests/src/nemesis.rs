@@ -14,7 +14,7 @@ use crate::links::Links;
 use crate::nodes::Nodes;
 use crate::random::Random;
 use crate::record::Record;
-use crate::replacement::{id_on, lose_disk, replace};
+use crate::replacement::{can_be_replaced, id_on, lose_disk, replace};
 use crate::tools::waited;
 use crate::wires::Quality;
 
@@ -438,6 +438,7 @@ impl Nemesis {
             }
             Harm::Replace => {
                 let victim = *random.pick(&all);
+                can_be_replaced(nodes).then_some(())?;
                 nodes.kill(victim);
                 lose_disk(&nodes.data(victim)).expect("files of our own");
                 broken(&[victim], &[victim], format!("killed {victim}, and its disk is gone"))

@@ -51,6 +51,8 @@ pub struct Nodes {
     groups: BTreeMap<u64, Group>,
     /// The library by which nodes have wall clocks of their own.
     faketime: Option<PathBuf>,
+    /// Whether nodes end with the thread that starts them, however it ends.
+    end_with_us: bool,
 }
 
 impl Nodes {
@@ -106,7 +108,13 @@ impl Nodes {
             );
             std::fs::write(&file, edit(id, text)).expect("the file is ours");
         }
-        Nodes { dir, base_port, running: BTreeMap::new(), groups: BTreeMap::new(), faketime: None }
+        let (running, groups) = (BTreeMap::new(), BTreeMap::new());
+        Nodes { dir, base_port, running, groups, faketime: None, end_with_us: false }
+    }
+
+    /// Each node that is started from now on ends with the thread that starts it, also if that is killed.
+    pub(crate) fn end_with_us(&mut self) {
+        self.end_with_us = true;
     }
 
     /// Each node that is started from now on has a control group of its own, and no more memory than this.
@@ -198,6 +206,11 @@ impl Nodes {
         let log = self.dir.path().join(format!("node-{id}.stderr"));
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log file");
         let mut command = match self.base_port {
+            Some(_) if self.end_with_us => {
+                let mut command = Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL"]).arg(binary());
+                command
+            }
             Some(_) => Command::new(binary()),
             None => {
                 let mut command = Hosts::command(id);

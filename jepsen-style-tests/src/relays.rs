@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::links::{Links, Unavailable};
 use crate::nodes::Nodes;
@@ -18,6 +18,8 @@ use crate::tools::lock;
 
 /// How far above the port where it is called a node listens.
 const BEHIND: u16 = 3;
+/// How long a call may wait: nodes give up a connection that is not made by then.
+const CALL: Duration = Duration::from_secs(2);
 /// How often a connection looks at what became of its link.
 const LOOK: Duration = Duration::from_millis(20);
 /// What a packet that was lost takes longer: it is sent again (RFC 6298 §2, as Linux has it).
@@ -156,10 +158,12 @@ impl Shared {
 
     /// One connection, both ways, until an end of it closes or is reset.
     fn hand_on(self: &Arc<Shared>, call: TcpStream, own: u16, to: u64, target: u16) {
-        // Who is no node is none of ours to cut off.
+        // Only nodes call here: one that is not recognised calls again.
         let port = call.peer_addr().map_or(0, |peer| peer.port());
-        let from = (self.who)(port, own).unwrap_or(0);
-        if !self.passes(from, to) {
+        let Some(from) = (self.who)(port, own) else { return };
+        let called = Instant::now();
+        // Who had to wait for so long has given up, and called again.
+        if !self.passes(from, to) || called.elapsed() > CALL {
             return;
         }
         let Ok(other) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else { return };
@@ -185,10 +189,14 @@ impl Shared {
                         }
                         continue;
                     }
-                    Err(_) => break,
+                    Err(_) => 0,
                 };
                 // Nor is the end of a connection heard of through a link that is cut.
-                if !self.passes(sender, receiver) || count == 0 || to.write_all(&piece[..count]).is_err() {
+                if !self.passes(sender, receiver) || count == 0 {
+                    break;
+                }
+                if to.write_all(&piece[..count]).is_err() {
+                    self.passes(receiver, sender);
                     break;
                 }
             }
@@ -207,7 +215,7 @@ impl Shared {
         let is_lost = {
             let mut fates = lock(&self.fates);
             let loses = fates.loses;
-            from != 0 && loses > 0 && fates.random.percent(loses)
+            loses > 0 && fates.random.percent(loses)
         };
         if is_lost {
             std::thread::sleep(SENT_AGAIN);
@@ -256,8 +264,6 @@ fn has_open(process: &Path, socket: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     /// Relays by which node 1 calls node 2, both ends of a connection, and the listener.
@@ -304,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_reset_hears_of_it_and_may_call_again() {
+    fn who_is_cut_off_by_its_end_hears_of_it_and_may_call_again() {
         let (relays, mut one, _two, _listener) = linked();
         relays.reset(1, 2).unwrap();
         assert_eq!(one.read(&mut [0]).ok(), Some(0));

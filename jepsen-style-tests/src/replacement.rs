@@ -2,20 +2,23 @@
 //! operators to do it. What this harness calls node 2 stays node 2: its machine, whatever id lives there.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::nodes::{Nodes, holdfast};
+use crate::nodes::{Nodes, binary};
 
 /// How many machines there are. The ids of those that live on one of them, one after the other, are multiples of this apart.
 const MACHINES: u64 = 3;
 /// How long a replacement may take: somebody has to lead, and the new one gets what waits.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(200);
+/// The highest id that a member may have.
+const ID_MAX: u64 = 255;
 
 /// The machine that a node lives on, counted from 1.
-pub fn machine_of(id: u64) -> u64 {
+pub(crate) fn machine_of(id: u64) -> u64 {
     (id + MACHINES - 1) % MACHINES + 1
 }
 
@@ -23,6 +26,12 @@ pub fn machine_of(id: u64) -> u64 {
 pub(crate) fn id_on(nodes: &Nodes, machine: u64) -> Option<u64> {
     let text = read(&nodes.config(machine)).ok()?;
     text.lines().find_map(|line| line.strip_prefix("id = ")?.parse().ok())
+}
+
+/// Whether there is an id left for whoever comes to this machine, whatever has become of the others.
+pub(crate) fn can_be_replaced(nodes: &Nodes) -> bool {
+    let highest = (1..=MACHINES).filter_map(|machine| id_on(nodes, machine)).max();
+    highest.is_some_and(|highest| highest + MACHINES <= ID_MAX)
 }
 
 /// The lowest id that is higher than those of all members and of the one that is gone from this machine.
@@ -54,17 +63,19 @@ pub(crate) fn replace(nodes: &mut Nodes, machine: u64) -> Result<(), String> {
     while Instant::now() < deadline {
         let status = ask(&operator, &["status", "--json"]);
         let members = status.ok().and_then(|text| members(&text)).unwrap_or_default();
+        let ids: Vec<u64> = members.iter().map(|(id, _)| *id).collect();
         let step = match new {
             _ if members.is_empty() => Ok(()),
-            _ if members.contains(&old) => ask(&operator, &["cluster", "remove", &old.to_string()]).map(drop),
+            _ if ids.contains(&old) => ask(&operator, &["cluster", "remove", &old.to_string()]).map(drop),
             None => {
-                let id = next_id(&members, old);
+                let id = next_id(&ids, old);
                 prepare(nodes, machine, old, id)?;
                 nodes.start(machine);
                 new = Some(id);
                 Ok(())
             }
-            Some(id) if members.contains(&id) => return Ok(()),
+            Some(id) if members.contains(&(id, true)) => return Ok(()),
+            // One that is in by half goes on from there.
             Some(id) => add(&operator, id),
         };
         if let Err(why) = step {
@@ -110,9 +121,14 @@ pub(crate) fn member_field<'a>(text: &'a str, id: u64, key: &str) -> Option<&'a 
     line.split_once(&format!(" {key} = \""))?.1.split('"').next()
 }
 
-fn members(status: &str) -> Option<Vec<u64>> {
+/// The ids of all members, and whether they vote.
+fn members(status: &str) -> Option<Vec<(u64, bool)>> {
     let status: Value = serde_json::from_str(status).ok()?;
-    status["nodes"].as_array()?.iter().map(|node| node["id"].as_u64()).collect()
+    let member = |node: &Value| {
+        let votes = ["leader", "follower"].iter().any(|role| node["role"] == *role);
+        Some((node["id"].as_u64()?, votes))
+    };
+    status["nodes"].as_array()?.iter().map(member).collect()
 }
 
 fn read(path: &str) -> Result<String, String> {
@@ -124,7 +140,10 @@ fn ask(config: &str, words: &[&str]) -> Result<String, String> {
 }
 
 fn run(words: &[&str]) -> Result<String, String> {
-    let output = holdfast(words);
+    // A command may wait for a node to catch up for longer than this harness does.
+    let mut command = Command::new("timeout");
+    command.arg(PATIENCE.as_secs().to_string()).arg(binary()).args(words);
+    let output = command.stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
     let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }

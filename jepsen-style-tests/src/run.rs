@@ -49,6 +49,9 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
         None if has_relays => Nodes::prepare(|id, text| relays::behind(id, &keep_little(id, text))),
         None => Nodes::prepare(keep_little),
     };
+    if hosts.is_none() {
+        nodes.end_with_us();
+    }
     let relays = has_relays.then(|| Relays::start(&nodes, options.seed).expect("ports of our own"));
     if let Some(library) = faketime().filter(|_| has(|needs| needs == Needs::Faketime)) {
         nodes.with_clocks(library);

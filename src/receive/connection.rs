@@ -90,15 +90,14 @@ struct Here<'a> {
 
 impl World for Here<'_> {
     fn recipient(&self, domain: &str) -> Result<Right, Refusal> {
+        // Asked before the look: a route that comes in between is one more.
+        let knows_all = self.shared.intake.knows_all_routes();
         let routed = {
             let queue = self.shared.intake.queue();
             queue.route(domain).is_some_and(|(name, entry)| name != "*" && entry.route.is_some())
         };
         let networks = if self.is_named { self.shared.relay_networks.as_slice() } else { &[] };
-        match policy::recipient(self.peer.ip(), networks, routed) {
-            Err(Refusal::Relaying) if !self.shared.intake.knows_all_routes() => Err(Refusal::NotKnown),
-            told => told,
-        }
+        policy::recipient(self.peer.ip(), networks, routed, knows_all)
     }
 
     fn not_accepting(&self) -> Option<Reply> {

@@ -64,14 +64,22 @@ pub enum Refusal {
 }
 
 /// Whether a recipient of `domain` is taken from a client. `routed` says whether the domain itself has a route; the route
-/// `*` is for listed networks only, since with it alone everybody could send everywhere.
-pub fn recipient(client: IpAddr, relay_networks: &[Network], routed: bool) -> Result<Right, Refusal> {
+/// `*` is for listed networks only, since with it alone everybody could send everywhere; `knows_all`, whether there can be no route that
+/// this node does not know.
+pub fn recipient(
+    client: IpAddr,
+    relay_networks: &[Network],
+    routed: bool,
+    knows_all: bool,
+) -> Result<Right, Refusal> {
     if routed {
         Ok(Right::Route)
     } else if relay_networks.iter().any(|network| network.contains(client)) {
         Ok(Right::Anywhere)
-    } else {
+    } else if knows_all {
         Err(Refusal::Relaying)
+    } else {
+        Err(Refusal::NotKnown)
     }
 }
 
@@ -96,13 +104,13 @@ mod tests {
     fn no_relaying_for_strangers() {
         let stranger = "192.0.2.1".parse().unwrap();
         let friends = [Network::parse("192.0.2.0/30").unwrap()];
-        assert_eq!(recipient(stranger, &[], false), Err(Refusal::Relaying));
-        assert_eq!(recipient(stranger, &[], true), Ok(Right::Route));
-        assert_eq!(recipient(stranger, &friends, false), Ok(Right::Anywhere));
-        assert_eq!(
-            recipient(stranger, &friends, true),
-            Ok(Right::Route),
-            "it goes where the route says, or waits"
-        );
+        assert_eq!(recipient(stranger, &[], false, true), Err(Refusal::Relaying));
+        assert_eq!(recipient(stranger, &[], false, false), Err(Refusal::NotKnown), "there may be a route");
+        for knows_all in [false, true] {
+            let recipient = |networks: &[Network], routed| recipient(stranger, networks, routed, knows_all);
+            assert_eq!(recipient(&[], true), Ok(Right::Route));
+            assert_eq!(recipient(&friends, false), Ok(Right::Anywhere));
+            assert_eq!(recipient(&friends, true), Ok(Right::Route), "it goes where the route says, or waits");
+        }
     }
 }

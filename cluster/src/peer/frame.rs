@@ -103,6 +103,8 @@ pub(crate) enum Request {
     Seen,
     /// Who are the members, as far as the node that is asked knows?
     Members,
+    /// How many entries has the leader applied? See [`crate::read_index`].
+    ReadIndex,
 }
 
 /// What a node knows of itself and of the one that asked; see [`crate::repair`].
@@ -167,6 +169,8 @@ pub(crate) enum Answer {
     Installing,
     /// Those that vote, and where their peers reach them, by the membership of this position.
     Members(Known),
+    /// So many entries; none from whoever does not lead for certain.
+    Applied(Option<u64>),
 }
 
 /// A membership that a node knows.

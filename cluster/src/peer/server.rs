@@ -136,8 +136,6 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
     let raft = cluster.inner.raft.get().cloned().ok_or("this node is not part of the cluster yet")?;
     let (feed, fed) = mpsc::channel(APPENDS_IN_FLIGHT_MAX);
     let room = cluster.inner.clone();
-    // What was committed when each of those under way was sent.
-    let (note, mut noted) = mpsc::channel(2 * APPENDS_IN_FLIGHT_MAX);
     let read = async move {
         let mut reader = reader;
         loop {
@@ -147,8 +145,7 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
             if !request.entries.is_empty() && !has_room(&room, &request) {
                 return Err("no room for these entries".into());
             }
-            let committed = request.leader_commit.as_ref().map_or(0, |at| at.index() + 1);
-            if note.send((committed, clock::now())).await.is_err() || feed.send(request).await.is_err() {
+            if feed.send(request).await.is_err() {
                 return Ok(()); // Raft ended the stream
             }
         }
@@ -158,14 +155,9 @@ async fn appends(reader: Reader, mut writer: Writer, cluster: Cluster) -> Result
         let mut out = BytesMut::new();
         let mut answers = std::pin::pin!(raft.stream_append(input));
         while let Some(answer) = answers.next().await {
-            let (committed, came) = noted.recv().await.ok_or("an answer to nothing")?;
             let answer = match answer.map_err(|e| e.to_string())? {
                 Ok(at) => {
-                    let applied = *cluster.inner.applied.borrow();
-                    let mut contact = cluster.inner.local.contact();
-                    contact.led(clock::now());
-                    contact.told(committed, applied, came);
-                    drop(contact);
+                    cluster.inner.local.contact().led(clock::now());
                     AppendAnswer::Durable(at.as_ref().map(position))
                 }
                 Err(StreamAppendError::Conflict(at)) => AppendAnswer::Conflict(position(&at)),
@@ -321,6 +313,7 @@ async fn respond(cluster: &Cluster, request: Request, raw: Bytes, from: u64) -> 
         }
         Request::Status => (Answer::Status, encode(&cluster.own_report()).into()),
         Request::Seen => plain(Answer::Seen(crate::repair::seen(cluster, raft, from))),
+        Request::ReadIndex => plain(Answer::Applied(cluster.applied_as_leader())),
     }
 }
 
