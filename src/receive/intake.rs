@@ -127,6 +127,10 @@ impl Intake {
             let reply = Reply::new(451, "4.3.0", "Error: no quorum, try again later");
             return Some(("no quorum".into(), reply));
         }
+        if self.cluster.complete_as_of().is_none() {
+            let reply = Reply::new(451, "4.3.0", "Error: starting, try again later");
+            return Some(("it does not know yet what was committed before it started".into(), reply));
+        }
         None
     }
 
