@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::cluster::Cluster;
-use crate::others::ASK;
+use crate::peer::client::Peer;
 use crate::peer::frame::{Answer, Request};
 
 /// How often a follower asks.
 const EVERY: Duration = Duration::from_millis(300);
 /// The same until it was answered once.
-const AT_FIRST: Duration = Duration::from_millis(100);
+const AT_FIRST: Duration = Duration::from_millis(25);
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_millis(700);
 
 /// What is known of it.
 #[derive(Debug, Default)]
@@ -47,9 +49,9 @@ impl Cluster {
 
     /// How many entries this node has applied, if it leads, nobody else can have led until now, and it knows what earlier leaders committed.
     pub(crate) fn applied_as_leader(&self) -> Option<u64> {
-        let applied = *self.inner.applied.borrow();
         let term = self.permit()?.term();
-        self.has_applied_of(term).then_some(applied)
+        // Last, since more is safe.
+        self.has_applied_of(term).then(|| *self.inner.applied.borrow())
     }
 
     /// As of when this node's state lacks nothing that was committed. Nothing if that is not known since it started.
@@ -62,13 +64,14 @@ impl Cluster {
     }
 }
 
-/// Asks the leader again and again.
+/// Asks the leader again and again, by a connection of its own: no bodies are in its way, and one that does not answer is given up.
 pub(crate) async fn keep(cluster: Cluster) {
+    let mut leader = None;
     loop {
         let asked = clock::now();
         let entries = match cluster.applied_as_leader() {
             Some(entries) => Some(entries),
-            None => ask(&cluster).await,
+            None => ask(&cluster, &mut leader).await,
         };
         let applied = *cluster.inner.applied.borrow();
         let complete = {
@@ -80,11 +83,20 @@ pub(crate) async fn keep(cluster: Cluster) {
     }
 }
 
-async fn ask(cluster: &Cluster) -> Option<u64> {
-    let leader = cluster.leader().and_then(|id| cluster.peer(id))?;
-    match leader.ask(Request::ReadIndex, Vec::new(), ASK).await {
+async fn ask(cluster: &Cluster, connected: &mut Option<(u64, Peer)>) -> Option<u64> {
+    let leader = cluster.leader().filter(|leader| *leader != cluster.inner.id)?;
+    connected.take_if(|(id, _)| *id != leader);
+    if connected.is_none() {
+        let address = cluster.members().get(&leader)?.address.clone();
+        *connected = Some((leader, Peer::new(cluster.inner.local.clone(), leader, address)));
+    }
+    let (_, peer) = connected.as_ref()?;
+    match peer.ask(Request::ReadIndex, Vec::new(), PATIENCE).await {
         Ok((Answer::Applied(entries), _)) => entries,
-        _ => None,
+        _ => {
+            *connected = None;
+            None
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Watcher {
 }
 
 fn is_whole(node: &Value) -> bool {
-    node["accepting"] == true && node["scrub"]["to_mend"] == 0
+    node["healthy"] == true && node["scrub"]["to_mend"] == 0
 }
 
 fn sample_all(

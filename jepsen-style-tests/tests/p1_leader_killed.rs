@@ -82,7 +82,7 @@ fn p1_p4_p5_ten_leaders_killed_under_load() {
         wait_for("all nodes to be healthy", Duration::from_secs(30), || {
             nodes.status().is_some_and(|s| {
                 s["accepting"] == true
-                    && s["nodes"].as_array().is_some_and(|n| n.iter().all(|n| n["accepting"] == true))
+                    && s["nodes"].as_array().is_some_and(|n| n.iter().all(|n| n["healthy"] == true))
             })
         });
         let victim = nodes.wait_leader();

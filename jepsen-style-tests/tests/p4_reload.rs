@@ -45,7 +45,7 @@ fn p4_a_hangup_signal_reads_settings_again_and_ends_nothing() {
         assert_eq!(client.say("MAIL FROM:<a@b.example>\r\n").unwrap(), 250);
         client.say("RCPT TO:<u@elsewhere.example>\r\n").unwrap() == 550
     };
-    assert!(refused(&nodes));
+    wait_for("a refusal for good", Duration::from_secs(5), || refused(&nodes));
 
     // The authority of another `init` is no authority here: nothing changes.
     let strange = nodes.dir().join("strange");

@@ -49,7 +49,7 @@ fn p4_a_rolling_restart_hands_each_copy_off_once() {
         nodes.start(id);
         wait_for("all nodes to be healthy", Duration::from_secs(30), || {
             nodes.status().is_some_and(|s| {
-                let healthy = |n: &Vec<serde_json::Value>| n.iter().all(|n| n["accepting"] == true);
+                let healthy = |n: &Vec<serde_json::Value>| n.iter().all(|n| n["healthy"] == true);
                 s["accepting"] == true && s["nodes"].as_array().is_some_and(healthy)
             })
         });

@@ -90,14 +90,14 @@ struct Here<'a> {
 
 impl World for Here<'_> {
     fn recipient(&self, domain: &str) -> Result<Right, Refusal> {
-        // Asked before the look: a route that comes in between is one more.
-        let knows_all = self.shared.intake.knows_all_routes();
+        // Asked before the look, and judged after it: meanwhile a route may come, and this process be stopped.
+        let complete = self.shared.intake.routes_complete_as_of();
         let routed = {
             let queue = self.shared.intake.queue();
             queue.route(domain).is_some_and(|(name, entry)| name != "*" && entry.route.is_some())
         };
         let networks = if self.is_named { self.shared.relay_networks.as_slice() } else { &[] };
-        policy::recipient(self.peer.ip(), networks, routed, knows_all)
+        policy::recipient(self.peer.ip(), networks, routed, Intake::is_recent(complete))
     }
 
     fn not_accepting(&self) -> Option<Reply> {

@@ -127,16 +127,16 @@ impl Intake {
             let reply = Reply::new(451, "4.3.0", "Error: no quorum, try again later");
             return Some(("no quorum".into(), reply));
         }
-        if self.cluster.complete_as_of().is_none() {
-            let reply = Reply::new(451, "4.3.0", "Error: starting, try again later");
-            return Some(("it does not know yet what was committed before it started".into(), reply));
-        }
         None
     }
 
-    /// Whether there is no route but those that this node knows. One that has just started, or was cut off or stopped, may lack some.
-    pub(super) fn knows_all_routes(&self) -> bool {
-        let complete = self.cluster.complete_as_of();
+    /// As of when there is no route but those that this node knows. One that has just started, or was cut off or stopped, may lack some.
+    pub(super) fn routes_complete_as_of(&self) -> Option<Instant> {
+        self.cluster.complete_as_of()
+    }
+
+    /// Whether who looked for a route after that knew all of them until a moment ago.
+    pub(super) fn is_recent(complete: Option<Instant>) -> bool {
         complete.is_some_and(|at| clock::now().saturating_duration_since(at) < ROUTES_KNOWN_FOR)
     }
 

@@ -180,7 +180,14 @@ async fn requests(mut reader: Reader, mut writer: Writer, cluster: Cluster, from
             let frame = reader.next().await?;
             let permit = room.clone().acquire_owned().await.map_err(|e| e.to_string())?;
             let (cluster, tell) = (cluster.clone(), tell.clone());
-            let request: Request = frame.head("request").map_err(|e| e.to_string())?;
+            let request: Request = match frame.head("request") {
+                Ok(request) => request,
+                // A newer version may ask what this one does not know.
+                Err(e) => {
+                    drop(tell.send((frame.id, Answer::Failed(e.to_string()), Bytes::new())).await);
+                    continue;
+                }
+            };
             tokio::spawn(async move {
                 let (answer, raw) = respond(&cluster, request, frame.raw, from).await;
                 drop(tell.send((frame.id, answer, raw)).await);
