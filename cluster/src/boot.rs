@@ -391,7 +391,9 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
                 return format!("consensus has stopped: {fatal}");
             }
             let next = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index() + 1);
-            let matched = m.replication.as_ref().map(|r| r.values().map(next).min().unwrap_or(0));
+            let matched = m.replication.as_ref();
+            let matched: Option<BTreeMap<u64, u64>> =
+                matched.map(|all| all.iter().map(|(id, at)| (*id, next(at))).collect());
             (next(&m.last_applied), next(&m.snapshot), next(&m.purged), matched)
         };
         let now = clock::now();
@@ -405,7 +407,11 @@ async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Dur
         }
         let space = cluster.inner.log.space();
         let short = space.free_bytes < 2 * cluster.inner.reserve_bytes;
-        let keep_from = match matched {
+        let slowest = matched.as_ref().map(|all| all.values().min().copied().unwrap_or(0));
+        if let Some(matched) = &matched {
+            cluster.inner.transfers.forget_who_caught_up(matched, applied.saturating_sub(keep_entries));
+        }
+        let keep_from = match slowest {
             // Room to drain comes before a follower that is away: it gets a snapshot.
             _ if short => applied,
             Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),

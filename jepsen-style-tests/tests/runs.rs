@@ -17,6 +17,22 @@ fn text(octets: &[u8]) -> String {
     String::from_utf8_lossy(octets).into_owned()
 }
 
+/// What the nodes of a run wrote of refusals, and of what was wrong with them: the folder is gone with the test.
+fn refusals(folder: Option<&Path>) -> String {
+    let mut all = String::new();
+    for (node, kind) in [1, 2, 3].into_iter().flat_map(|node| [(node, "stderr"), (node, "maillog")]) {
+        let Some(file) = folder.map(|folder| folder.join(format!("node-{node}.{kind}"))) else { continue };
+        let octets = std::fs::read(file).unwrap_or_default();
+        let lines = String::from_utf8_lossy(&octets).into_owned();
+        let tells =
+            |line: &&str| ["WARN", "ERROR", "reject: ", "refused"].iter().any(|word| line.contains(word));
+        let mut told: Vec<&str> = lines.lines().filter(tells).collect();
+        told.drain(..told.len().saturating_sub(60));
+        all += &format!("--- node {node}, {kind}\n{}\n", told.join("\n"));
+    }
+    all
+}
+
 /// A short run of a workload under nemeses; its verdict is valid, and its folder can be judged again.
 fn valid(workload: &str, nemeses: &str, seconds: &str, more: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
@@ -24,9 +40,11 @@ fn valid(workload: &str, nemeses: &str, seconds: &str, more: &[&str]) {
     let run = ["run", "--workload", workload, "--nemesis", nemeses, "--seconds", seconds, "--dir", &path];
     let output = command(&[&run, more].concat());
     let (told, how) = (text(&output.stdout), text(&output.stderr));
-    assert_eq!(output.status.code(), Some(0), "{told}\n{how}");
+    let folder = std::fs::read_dir(dir.path()).unwrap().next().map(|folder| folder.unwrap().path());
+    let why = if output.status.success() { String::new() } else { refusals(folder.as_deref()) };
+    assert_eq!(output.status.code(), Some(0), "{told}\n{how}\n{why}");
     println!("{told}{how}");
-    let folder = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let folder = folder.unwrap();
     let report = std::fs::read_to_string(folder.join("report.html")).unwrap();
     assert!(report.contains("Valid: no promise was broken") && report.matches("<svg").count() == 6);
     let again = command(&["judge", &folder.display().to_string()]);
