@@ -101,7 +101,7 @@ pub struct Sample {
 pub struct Custody {
     /// The message's id.
     pub id: String,
-    /// Nodes that had synced it when the sender was answered.
+    /// Ids of the nodes that had synced it when the sender was answered: whoever takes the place of node 2 has another one.
     pub nodes: Vec<u64>,
     /// Labels of their power.
     pub power: Vec<String>,
