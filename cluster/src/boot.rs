@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use holdfast_storage::disk::Disk;
-use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf, SpaceReport};
+use holdfast_storage::{Identity, Log, OpenError, Options, Rows, Shelf};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Config, SnapshotPolicy};
 
@@ -34,6 +34,7 @@ use crate::peer::tls::PeerTls;
 use crate::placement::Member;
 use crate::read_index;
 use crate::repair;
+use crate::retention::{Progress, Retention};
 use crate::state_machine::{Started, StateMachine};
 use crate::transfer::{self, Transfers};
 use crate::types::{Raft, position};
@@ -369,61 +370,37 @@ async fn formation(cluster: &Cluster) -> Result<bool, StartError> {
 const CHECKPOINT_ENTRIES: u64 = 20_000;
 /// Pause between looks at the log.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
-/// Entries that a follower keeps below its checkpoint, so that a leader rarely has to send a snapshot.
-const KEEP_ENTRIES: u64 = 2_000;
-
-/// Whether what is held is more than twice what is live, but for a few segments.
-fn is_wasteful(space: &SpaceReport) -> bool {
-    space.sealed_bytes > 2 * space.sealed_live_bytes + 2 * space.segment_bytes
-}
 
 /// Checkpoints the queue now and then, and raises the floor behind it. Ends when consensus has, with the reason.
 async fn housekeeping(cluster: Cluster, keep_entries: u64, checkpoint_after: Duration) -> String {
     let raft = cluster.raft().clone();
+    let retention = Retention { keep_entries, reserve_bytes: cluster.inner.reserve_bytes };
     let mut last_time = clock::now();
     let mut requested = 0;
     loop {
         tokio::time::sleep(HOUSEKEEPING.min(checkpoint_after)).await;
-        let (applied, snapshot, purged, matched) = {
+        let (log, purged) = {
             let metrics = raft.metrics();
             let m = metrics.borrow_watched();
             if let Err(fatal) = &m.running_state {
                 return format!("consensus has stopped: {fatal}");
             }
             let next = |id: &Option<crate::types::LogId>| id.as_ref().map_or(0, |id| id.index() + 1);
-            let matched = m.replication.as_ref();
-            let matched: Option<BTreeMap<u64, u64>> =
-                matched.map(|all| all.iter().map(|(id, at)| (*id, next(at))).collect());
-            (next(&m.last_applied), next(&m.snapshot), next(&m.purged), matched)
+            let followers = m.replication.as_ref();
+            let followers = followers.map(|all| all.iter().map(|(id, at)| (*id, next(at))).collect());
+            let (applied, checkpoint) = (next(&m.last_applied), next(&m.snapshot));
+            (Progress { applied, checkpoint, followers }, next(&m.purged))
         };
         let now = clock::now();
-        let due = applied >= requested + CHECKPOINT_ENTRIES
-            || applied > requested && now >= last_time + checkpoint_after;
+        let due = log.applied >= requested + CHECKPOINT_ENTRIES
+            || log.applied > requested && now >= last_time + checkpoint_after;
         if due {
-            (requested, last_time) = (applied, now);
+            (requested, last_time) = (log.applied, now);
             if let Err(fatal) = raft.trigger().snapshot().await {
                 return format!("consensus has stopped: {fatal}");
             }
         }
-        let space = cluster.inner.log.space();
-        let short = space.free_bytes < 2 * cluster.inner.reserve_bytes;
-        let slowest = matched.as_ref().map(|all| all.values().min().copied().unwrap_or(0));
-        if let Some(matched) = &matched {
-            cluster.inner.transfers.forget_who_caught_up(matched, applied.saturating_sub(keep_entries));
-        }
-        let keep_from = match slowest {
-            // Room to drain comes before a follower that is away: it gets a snapshot.
-            _ if short => applied,
-            Some(slowest) => slowest.max(applied.saturating_sub(keep_entries)),
-            // Entries pin the segments in which they stand.
-            None if is_wasteful(&space) => applied,
-            None => {
-                let kept = snapshot.saturating_sub(KEEP_ENTRIES.min(keep_entries));
-                kept.max(space.other_key_upto.map_or(0, |upto| upto.0 + 1))
-            }
-        };
-        let sent = cluster.inner.transfers.needed_from(now).filter(|_| !short);
-        let floor = snapshot.min(keep_from).min(sent.unwrap_or(u64::MAX));
+        let floor = retention.kept_from(&log, &cluster.inner.log.space(), &cluster.inner.transfers, now);
         if floor > purged
             && let Err(fatal) = raft.trigger().purge_log(floor - 1).await
         {

@@ -28,6 +28,7 @@ mod proposal;
 mod read_index;
 mod receipt;
 mod repair;
+mod retention;
 mod snapshot;
 mod state_machine;
 mod transfer;

@@ -20,6 +20,8 @@ pub(crate) const SNAPSHOT_BYTES_MAX: usize = 8 << 30;
 pub(crate) const BODIES_IN_FLIGHT_MAX: usize = 32;
 /// For so long after a follower that gets a snapshot was last heard of, the entries that it needs next are kept for it.
 pub(crate) const TRANSFER_PATIENCE: Duration = Duration::from_secs(300);
+/// Entries that a follower keeps below its checkpoint, so that it rarely has to send a snapshot when it leads.
+pub(crate) const FOLLOWER_KEEPS: u64 = 2_000;
 /// Append messages on their way to one follower.
 pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 32;
 /// Requests on their way to one peer on one connection. More wait.

