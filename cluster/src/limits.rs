@@ -30,6 +30,8 @@ pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 pub(crate) const NO_PROGRESS: Duration = Duration::from_secs(2);
 /// Connecting and shaking hands.
 pub(crate) const CONNECT: Duration = Duration::from_secs(2);
+/// A connection between nodes ends when what was sent is not acknowledged by the other's system for so long.
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(4);
 /// A request that is neither a vote nor a proposal.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// Longest time for which a node works on another one's proposal.

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -63,6 +64,23 @@ impl Stream {
     pub fn set_nodelay(&self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.set_nodelay(true),
+            #[cfg(feature = "sim")]
+            Stream::Sim(_) => Ok(()),
+        }
+    }
+
+    /// The connection ends once something that was sent has waited for the other system's acknowledgement for so long
+    /// (`TCP_USER_TIMEOUT`, RFC 5482, whole milliseconds). Otherwise it is sent again at times twice as far apart each, up to two minutes, and
+    /// the connection stands still for about as long after a cut as during it. Simulated connections end by their world's rules.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn set_user_timeout(&self, unacknowledged: Duration) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => {
+                let millis = unacknowledged.as_millis().try_into().unwrap_or(u32::MAX);
+                Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?)
+            }
             #[cfg(feature = "sim")]
             Stream::Sim(_) => Ok(()),
         }

@@ -4,6 +4,7 @@
 //! All of it is made in namespaces of the harness's own, in which it is process 1: when it ends, however it ends, its processes,
 //! interfaces and mounts are gone with it.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -21,9 +22,30 @@ const INSIDE: &str = "HOLDFAST_OWN_MACHINE";
 /// Runs this program once more with namespaces of its own, and returns its exit status. Nothing if it is inside already, or none can be
 /// had: without root that takes user namespaces that anybody may make.
 pub fn seclude() -> Option<ExitCode> {
+    if is_inside() { None } else { again(std::env::args_os().skip(1)) }
+}
+
+/// Runs the test of this name once more, with namespaces of its own. True in the process that is inside and does the work; whoever gets
+/// false is outside, and the work is done.
+///
+/// # Panics
+/// If the test fails inside, or no namespaces are to be had and `HOLDFAST_REQUIRE_PEERS` is set.
+pub fn are_own(test: &str) -> bool {
     if is_inside() {
-        return None;
+        return true;
     }
+    match again(["--exact", test, "--include-ignored", "--nocapture"].map(OsString::from).into_iter()) {
+        Some(status) => assert_eq!(status, ExitCode::SUCCESS, "{test} failed on machines of its own"),
+        None => {
+            assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "no namespaces can be made");
+            eprintln!("skipped: no namespaces can be made here; this run does not count");
+        }
+    }
+    false
+}
+
+/// Runs this program with these words within namespaces of its own. Nothing if none can be had.
+fn again(words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     let own = std::env::current_exe().ok()?;
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
     let mut unshare = vec!["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
@@ -40,7 +62,7 @@ pub fn seclude() -> Option<ExitCode> {
     if !possible.is_ok_and(|status| status.success()) {
         return None;
     }
-    let inside = secluded().arg(own).args(std::env::args_os().skip(1)).env(INSIDE, "1").status();
+    let inside = secluded().arg(own).args(words).env(INSIDE, "1").status();
     Some(
         inside
             .ok()

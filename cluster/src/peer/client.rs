@@ -15,7 +15,7 @@ use tokio_rustls::client::TlsStream;
 use super::frame::{self, Answer, Frame, Hello, PROTOCOL, Purpose, Request};
 use super::tls::{PeerTls, node_name};
 use crate::contact::Contact;
-use crate::limits::{CONNECT, REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{CONNECT, REQUESTS_IN_FLIGHT_MAX, UNACKNOWLEDGED};
 use crate::net::{self, Stream};
 use crate::transfer::Transfers;
 
@@ -88,6 +88,7 @@ pub(crate) async fn connect(
     let open = async {
         let stream = net::connect(address).await.map_err(|e| format!("{address}: {e}"))?;
         stream.set_nodelay().map_err(|e| e.to_string())?;
+        stream.set_user_timeout(UNACKNOWLEDGED).map_err(|e| e.to_string())?;
         let name = ServerName::try_from(node_name(to)).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(local.tls.client());
         let stream = connector.connect(name, stream).await.map_err(|e| format!("{address}: TLS: {e}"))?;

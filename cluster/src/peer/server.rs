@@ -27,7 +27,9 @@ use crate::blocking::blocking;
 use crate::clock;
 use crate::cluster::{Cluster, Inner};
 use crate::codec::entry_from_stored;
-use crate::limits::{APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX};
+use crate::limits::{
+    APPENDS_IN_FLIGHT_MAX, CONNECT, PROPOSAL_MAX, REQUEST, REQUESTS_IN_FLIGHT_MAX, UNACKNOWLEDGED,
+};
 use crate::net::{Listener, Stream};
 use crate::proposal::{Fence, Here};
 use crate::snapshot::Part;
@@ -63,6 +65,7 @@ pub(crate) async fn serve(listener: Listener, local: Arc<Local>, cluster: Cluste
 async fn connection(stream: Stream, local: Arc<Local>, cluster: Cluster) -> Result<(), String> {
     let open = async {
         stream.set_nodelay().map_err(|e| e.to_string())?;
+        stream.set_user_timeout(UNACKNOWLEDGED).map_err(|e| e.to_string())?;
         let acceptor = TlsAcceptor::from(local.tls.server());
         let stream = acceptor.accept(stream).await.map_err(|e| format!("TLS: {e}"))?;
         let certificates = stream.get_ref().1.peer_certificates().map(|c| c.to_vec());
