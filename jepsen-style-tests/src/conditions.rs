@@ -60,10 +60,10 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                 let owed = of_it.iter().any(|w| owed_a_reply(history, w));
                 expect("the leader was killed while it owed a reply to a final dot".into(), owed);
             }
-            "flip-bits" => {
+            "flip-bits" | "damage-files" | "old-copy" => {
                 let repaired = has(history, |what| matches!(what, What::Repaired { .. }));
                 expect("a node got back what damage had taken".into(), repaired);
-                if of_it.iter().any(|w| mail_waited(history, w)) {
+                if name == "flip-bits" && of_it.iter().any(|w| mail_waited(history, w)) {
                     let came =
                         has(history, |what| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0));
                     expect("a snapshot brought mail that waits".into(), came);

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod checkers;
 pub mod conditions;
 pub mod customer;
+mod damage;
 pub mod disk;
 mod evidence;
 pub mod folder;

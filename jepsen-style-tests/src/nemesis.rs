@@ -1,13 +1,13 @@
 //! What is broken on purpose, and how it is mended. Each names the nodes whose clients may notice.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::customer::Customer;
+use crate::damage::{self, OldCopy};
 use crate::disk::SmallDisk;
 use crate::hosts::Hosts;
 use crate::links::Links;
@@ -27,6 +27,8 @@ pub const CLOCK_STEPS: [i64; 2] = [20 * 24, -20];
 const BETWEEN: Duration = Duration::from_secs(4);
 /// How long a node may take to make its next sync, and to end when that failed.
 const SYNC: Duration = Duration::from_secs(5);
+/// Age of an old copy: longer than what a node may forget of a file without noticing (src/docs/exceptions.md).
+const COPY_AGE: Duration = Duration::from_secs(3);
 
 /// What a nemesis needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,8 @@ enum Harm {
     FailSync,
     WallClock,
     FlipBits,
+    DamageFiles,
+    OldCopy,
     LoseIndex,
     Replace,
     FillDisk,
@@ -117,7 +121,7 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 28] = [
+pub const ALL: [Nemesis; 30] = [
     new(
         "kill-leader",
         "SIGKILL to the leader while it owes a reply",
@@ -228,6 +232,20 @@ pub const ALL: [Nemesis; 28] = [
         "a node is killed, bits of its log flip, it starts again",
         Needs::Nothing,
         Harm::FlipBits,
+        (100, 1_000),
+    ),
+    new(
+        "damage-files",
+        "a node is killed; a file of its log is cut short, gone, exchanged with another one or partly garbage; it starts again",
+        Needs::Nothing,
+        Harm::DamageFiles,
+        (100, 1_000),
+    ),
+    new(
+        "old-copy",
+        "a node is killed; a file of its log is put back from a copy some seconds old; it starts again",
+        Needs::Nothing,
+        Harm::OldCopy,
         (100, 1_000),
     ),
     new("fill-disk", "a node's disk has no room left", Needs::SmallDisks, Harm::FillDisk, (2_000, 8_000)),
@@ -423,12 +441,30 @@ impl Nemesis {
             Harm::FlipBits => {
                 let victim = *random.pick(&all);
                 nodes.kill(victim);
-                let places = flip_bits(nodes, victim, random);
+                let places = damage::flip_bits(&nodes.data(victim), random).expect("files of our own");
                 broken(
                     &[victim],
                     &[victim],
                     format!("killed {victim} and flipped bits: {}", places.join(", ")),
                 )
+            }
+            Harm::DamageFiles => {
+                let (victim, damage) = (*random.pick(&all), *random.pick(&damage::ALL));
+                nodes.kill(victim);
+                let what = damage.inflict(&nodes.data(victim), random).expect("files of our own");
+                let what = what.unwrap_or_else(|| "nothing to damage".into());
+                broken(&[victim], &[victim], format!("killed {victim}: {what}"))
+            }
+            Harm::OldCopy => {
+                let victim = *random.pick(&all);
+                let data = nodes.data(victim);
+                let copy = OldCopy::of(&data).expect("files of our own");
+                std::thread::sleep(COPY_AGE);
+                began.set(Instant::now());
+                nodes.kill(victim);
+                let what = copy.put_back(random).expect("files of our own");
+                let what = what.unwrap_or_else(|| "nothing was written since the copy".into());
+                broken(&[victim], &[victim], format!("killed {victim}: {what}"))
             }
             Harm::LoseIndex => {
                 let victim = *random.pick(&all);
@@ -467,6 +503,8 @@ impl Broken {
             | Harm::PowerCut(_)
             | Harm::FailSync
             | Harm::FlipBits
+            | Harm::DamageFiles
+            | Harm::OldCopy
             | Harm::LoseIndex => {
                 self.nodes.iter().for_each(|id| world.nodes.start(*id));
             }
@@ -553,39 +591,4 @@ fn fill(path: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Flips a bit in one to three places of a node's segment files, where something was written, the first of them in the header of a record. Says where.
-fn flip_bits(nodes: &Nodes, id: u64, random: &mut Random) -> Vec<String> {
-    let files: Vec<PathBuf> = std::fs::read_dir(nodes.data(id))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("segment-")))
-        .filter(|path| std::fs::read(path).is_ok_and(|octets| octets.iter().any(|octet| *octet != 0)))
-        .collect();
-    let mut done = BTreeSet::new();
-    for n in 0..random.within(1, 4) {
-        if files.is_empty() {
-            break;
-        }
-        let mut files = files.clone();
-        files.sort();
-        let path = random.pick(&files);
-        let Ok(mut octets) = std::fs::read(path) else { continue };
-        let Some(written) = octets.iter().rposition(|octet| *octet != 0) else { continue };
-        let headers: Vec<usize> =
-            (0..written.saturating_sub(4)).filter(|at| octets[*at..].starts_with(b"HFR1")).collect();
-        let at = match n {
-            0 if !headers.is_empty() => random.pick(&headers) + random.within(4, 60) as usize,
-            _ => random.within(0, written as u64 + 1) as usize,
-        };
-        octets[at] ^= 1 << random.within(0, 8);
-        if std::fs::write(path, &octets).is_ok() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            done.insert(format!("{name} at {at}"));
-        }
-    }
-    done.into_iter().collect()
 }
