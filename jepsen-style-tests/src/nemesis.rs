@@ -27,6 +27,10 @@ pub const CLOCK_STEPS: [i64; 2] = [20 * 24, -20];
 const BETWEEN: Duration = Duration::from_secs(4);
 /// How long a node may take to make its next sync, and to end when that failed.
 const SYNC: Duration = Duration::from_secs(5);
+/// How often a node is killed that starts, how long it lives each time at the most, and how long it misses what goes on before.
+const STARTS: usize = 4;
+const LIFE_MS: u64 = 1_200;
+const AWAY_MS: u64 = 700;
 /// Age of an old copy: longer than what a node may forget of a file without noticing (src/docs/exceptions.md).
 const COPY_AGE: Duration = Duration::from_secs(3);
 
@@ -60,6 +64,7 @@ impl Needs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Harm {
     Kill(Whom),
+    KillStarting,
     Pause(Whom),
     Restart,
     Transfer,
@@ -121,7 +126,7 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 30] = [
+pub const ALL: [Nemesis; 31] = [
     new(
         "kill-leader",
         "SIGKILL to the leader while it owes a reply",
@@ -132,6 +137,13 @@ pub const ALL: [Nemesis; 30] = [
     new("kill-follower", "SIGKILL to a follower", Needs::Nothing, Harm::Kill(Whom::Follower), (500, 6_000)),
     new("kill-two", "SIGKILL to two nodes at once", Needs::Nothing, Harm::Kill(Whom::Two), (7_000, 10_000)),
     new("kill-all", "SIGKILL to all nodes at once", Needs::Nothing, Harm::Kill(Whom::All), (100, 2_000)),
+    new(
+        "kill-starting",
+        "SIGKILL to a node, and again while it starts or gets what it missed",
+        Needs::Nothing,
+        Harm::KillStarting,
+        (100, 2_000),
+    ),
     new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (3_000, 10_000)),
     new(
         "pause-follower",
@@ -354,6 +366,18 @@ impl Nemesis {
                 victims.iter().for_each(|id| nodes.kill(*id));
                 broken(&victims, &victims, format!("killed {victims:?}"))
             }
+            Harm::KillStarting => {
+                let victim = *random.pick(&all);
+                nodes.kill(victim);
+                let lives: Vec<u64> = (0..STARTS).map(|_| random.within(0, LIFE_MS)).collect();
+                for life in &lives {
+                    std::thread::sleep(ms(AWAY_MS));
+                    nodes.start(victim);
+                    std::thread::sleep(ms(*life));
+                    nodes.kill(victim);
+                }
+                broken(&[victim], &[victim], format!("killed {victim}, and {lives:?} ms after its starts"))
+            }
             Harm::Pause(whom) => {
                 let victims = choose(whom)?;
                 victims.iter().for_each(|id| nodes.pause(*id, true));
@@ -407,8 +431,9 @@ impl Nemesis {
                     .into_iter()
                     .filter(|(a, b)| victims.contains(a) || victims.contains(b));
                 pairs.try_for_each(|(a, b)| hosts.wire(a, b, quality)).map_err(|_| mend(hosts)).ok()?;
-                // Whoever leads may be cut off, and nobody may lead for a while.
-                let noticed = if whom == Whom::Any { &victims[..] } else { &all };
+                // Whoever leads may be cut off, and nobody may lead for a while; all mail passes through a leader that is far.
+                let spares_leader = whom == Whom::Any && leader.is_some_and(|id| !victims.contains(&id));
+                let noticed = if spares_leader { &victims[..] } else { &all };
                 broken(noticed, &[], format!("{} at {victims:?}", self.about))
             }
             Harm::PowerCut(whom) => {
@@ -499,6 +524,7 @@ impl Broken {
     pub fn end(&self, world: &mut World<'_>) {
         match self.harm {
             Harm::Kill(_)
+            | Harm::KillStarting
             | Harm::Restart
             | Harm::PowerCut(_)
             | Harm::FailSync
