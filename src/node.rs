@@ -310,6 +310,7 @@ pub(crate) fn delivery_setup(config: &Config, policies: Arc<Policies>) -> anyhow
         connect_timeout: d.connect_timeout.0,
         reply_timeout: d.reply_timeout.0,
         tls: tls.clone(),
+        quirks: Arc::default(),
     };
     let pace = schedule::Pace {
         connections_initial: 5,

@@ -8,6 +8,8 @@
 //! | `no` | 554 after the dot |
 //! | `drop` | closes after the dot without a reply, once |
 //! | anything else | takes it |
+//!
+//! Every other connection is offered CHUNKING (RFC 3030).
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,8 +21,20 @@ use std::time::Instant;
 use crate::history::Taken;
 use crate::tools::lock;
 
+/// What it does about chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunks {
+    /// It offers to take them, and does.
+    Taken,
+    /// It does not offer it.
+    NotOffered,
+    /// It offers to take them, and knows no such command.
+    Unknown,
+}
+
 #[derive(Default)]
 struct Shared {
+    chunks: Mutex<Option<Chunks>>,
     taken: Mutex<Vec<(Instant, Taken)>>,
     tries: Mutex<BTreeMap<String, usize>>,
     down: AtomicBool,
@@ -58,8 +72,10 @@ impl Customer {
                 if shared.down.load(Ordering::SeqCst) {
                     continue; // closed at once, without a greeting
                 }
-                shared.connections.fetch_add(1, Ordering::SeqCst);
-                std::thread::spawn(move || drop(serve(stream, &shared)));
+                let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+                let every_other = if number.is_multiple_of(2) { Chunks::Taken } else { Chunks::NotOffered };
+                let chunks = lock(&shared.chunks).unwrap_or(every_other);
+                std::thread::spawn(move || drop(serve(stream, &shared, chunks)));
             }
         });
         Customer { address, shared }
@@ -73,6 +89,11 @@ impl Customer {
     /// While down it closes every connection at once.
     pub fn set_down(&self, down: bool) {
         self.shared.down.store(down, Ordering::SeqCst);
+    }
+
+    /// What it does about chunks on each connection from now on.
+    pub fn set_chunks(&self, chunks: Chunks) {
+        *lock(&self.shared.chunks) = Some(chunks);
     }
 
     /// Copies taken so far.
@@ -108,11 +129,12 @@ fn tried(shared: &Shared, recipient: &str) -> usize {
     *count
 }
 
-fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+fn serve(stream: TcpStream, shared: &Shared, chunks: Chunks) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut writer = stream.try_clone()?;
     let mut reader = BufReader::new(stream);
     let mut recipients: Vec<String> = Vec::new();
+    let mut parts = Vec::new();
     writer.write_all(b"220 customer.test.example ESMTP\r\n")?;
     loop {
         let mut line = String::new();
@@ -122,9 +144,15 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         lock(&shared.commands).push(line.trim_end().to_string());
         let verb: String = line.chars().take(4).collect::<String>().to_ascii_uppercase();
         let reply = match verb.as_str() {
-            "EHLO" => "250-customer.test.example\r\n250-PIPELINING\r\n250-SIZE 60000000\r\n250 8BITMIME\r\n",
+            "EHLO" if chunks == Chunks::NotOffered => {
+                "250-customer.test.example\r\n250-PIPELINING\r\n250-SIZE 60000000\r\n250 8BITMIME\r\n"
+            }
+            "EHLO" => {
+                "250-customer.test.example\r\n250-PIPELINING\r\n250-SIZE 60000000\r\n250-8BITMIME\r\n250 CHUNKING\r\n"
+            }
             "MAIL" | "RSET" => {
                 recipients.clear();
+                parts.clear();
                 "250 2.1.0 ok\r\n"
             }
             "RCPT" => {
@@ -141,21 +169,26 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             "DATA" if recipients.is_empty() => "554 5.5.1 no recipients\r\n",
             "DATA" => {
                 writer.write_all(b"354 go on\r\n")?;
-                let octets = data(&mut reader)?;
-                let first = recipients[0].clone();
-                if first.starts_with("drop") && tried(shared, &first) <= 1 {
+                match take(shared, &mut recipients, data(&mut reader)?) {
+                    Some(reply) => reply,
+                    None => return Ok(()),
+                }
+            }
+            "BDAT" if chunks == Chunks::Taken => {
+                let mut words = line.split_whitespace().skip(1);
+                let length: u64 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+                // It may be longer than anybody means to send.
+                let came = reader.by_ref().take(length).read_to_end(&mut parts)?;
+                if (came as u64) < length {
                     return Ok(());
                 }
-                if first.starts_with("late") && tried(shared, &first) <= 1 {
-                    "451 4.3.0 try again\r\n"
-                } else if first.starts_with("no") {
-                    "554 5.7.1 not wanted\r\n"
-                } else {
-                    let mut taken = lock(&shared.taken);
-                    let copies = recipients.drain(..);
-                    let now = Instant::now();
-                    taken.extend(copies.map(|recipient| (now, Taken::new(recipient, octets.clone()))));
-                    "250 2.0.0 taken\r\n"
+                match words.next() {
+                    _ if recipients.is_empty() => "554 5.5.1 no recipients\r\n",
+                    None => "250 2.0.0 go on\r\n",
+                    Some(_) => match take(shared, &mut recipients, std::mem::take(&mut parts)) {
+                        Some(reply) => reply,
+                        None => return Ok(()),
+                    },
                 }
             }
             "QUIT" => {
@@ -169,6 +202,25 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
 }
 
 /// Reads data octet by octet, so that it shares no cleverness with the product: lines end with CR LF, one leading dot goes.
+/// All of a message is here: what is said to it. Nothing if the connection is to end without a word.
+fn take(shared: &Shared, recipients: &mut Vec<String>, octets: Vec<u8>) -> Option<&'static str> {
+    let first = recipients[0].clone();
+    if first.starts_with("drop") && tried(shared, &first) <= 1 {
+        return None;
+    }
+    if first.starts_with("late") && tried(shared, &first) <= 1 {
+        Some("451 4.3.0 try again\r\n")
+    } else if first.starts_with("no") {
+        Some("554 5.7.1 not wanted\r\n")
+    } else {
+        let mut taken = lock(&shared.taken);
+        let now = Instant::now();
+        let copies = recipients.drain(..);
+        taken.extend(copies.map(|recipient| (now, Taken::new(recipient, octets.clone()))));
+        Some("250 2.0.0 taken\r\n")
+    }
+}
+
 fn data(reader: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut octets = Vec::new();
     let mut line = Vec::new();

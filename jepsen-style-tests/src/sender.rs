@@ -16,11 +16,14 @@ pub struct Client {
     text: String,
     /// Whether it sends the envelope in one go (RFC 2920).
     pub pipelines: bool,
+    /// Octets in a chunk, at least 1, if it sends messages in chunks (RFC 3030).
+    pub chunk: Option<usize>,
 }
 
-/// A message whose data is open: the final dot is not sent yet.
+/// A message whose data is open: the final dot, or the last chunk, is not sent yet.
 pub struct Open {
     sent: Sent,
+    end: Vec<u8>,
 }
 
 /// A message of about `bytes` octets that carries its name and a canary in every line.
@@ -45,7 +48,7 @@ impl Client {
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_write_timeout(Some(Duration::from_secs(60)))?;
         let reader = BufReader::new(Stream::Clear(stream));
-        let mut client = Client { reader, node, text: String::new(), pipelines: false };
+        let mut client = Client { reader, node, text: String::new(), pipelines: false, chunk: None };
         let greeting = client.reply()?;
         if greeting != 220 {
             return Err(std::io::Error::other(format!("greeted with {greeting}")));
@@ -162,7 +165,9 @@ impl Client {
             true => format!("RCPT TO:<{r}>\r\n"),
             false => format!("RCPT TO:<{r}@test.example>\r\n"),
         }));
-        lines.push("DATA\r\n".into());
+        if self.chunk.is_none() {
+            lines.push("DATA\r\n".into());
+        }
         let together = if self.pipelines { self.send(lines.concat().as_bytes()) } else { Ok(()) };
         for line in &lines {
             let reply = match (&together, self.pipelines) {
@@ -180,6 +185,9 @@ impl Client {
                 return Err(Box::new(sent));
             }
         }
+        if let Some(size) = self.chunk {
+            return self.send_chunks(octets, size, sent);
+        }
         let mut wire = Vec::with_capacity(octets.len() + 100);
         for line in octets.split_inclusive(|b| *b == b'\n') {
             if line.starts_with(b".") {
@@ -191,13 +199,33 @@ impl Client {
             sent.outcome = Outcome::Fail(0);
             return Err(Box::new(sent));
         }
-        Ok(Open { sent })
+        Ok(Open { sent, end: b".\r\n".to_vec() })
     }
 
-    /// Sends the final dot and waits for the reply.
+    /// Sends all chunks but the last one.
+    fn send_chunks(&mut self, octets: &[u8], size: usize, mut sent: Sent) -> Result<Open, Box<Sent>> {
+        let with =
+            |part: &[u8], last: &str| [format!("BDAT {}{last}\r\n", part.len()).as_bytes(), part].concat();
+        let mut parts = octets.chunks(size).peekable();
+        let mut end = with(&[], " LAST");
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                end = with(part, " LAST");
+                break;
+            }
+            let replied = self.send(&with(part, "")).and_then(|()| self.reply());
+            if !matches!(replied, Ok(250)) {
+                sent.outcome = Outcome::Fail(replied.unwrap_or(0));
+                return Err(Box::new(sent));
+            }
+        }
+        Ok(Open { sent, end })
+    }
+
+    /// Sends the final dot, or the last chunk, and waits for the reply.
     pub fn finish(&mut self, open: Open) -> Sent {
         let mut sent = open.sent;
-        sent.outcome = match self.say(".\r\n") {
+        sent.outcome = match self.send(&open.end).and_then(|()| self.reply()) {
             Ok(250) => Outcome::Ok,
             Ok(code) => Outcome::Fail(code),
             Err(_) => Outcome::Unknown,

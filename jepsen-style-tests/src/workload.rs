@@ -118,6 +118,8 @@ impl Senders {
 
 /// How long a sender waits before it tries a node again that was not there.
 const AGAIN: Duration = Duration::from_millis(500);
+/// Octets in a chunk: some messages are one, some are many.
+const CHUNK: usize = 20_000;
 /// A burst and the silence behind it.
 const BURST: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(1000);
@@ -151,11 +153,14 @@ impl Sender {
             }
             let Some(client) = &mut connection else {
                 let began = self.record.now();
-                // Half of them encrypt, half of them pipeline.
+                // Half of them encrypt, half of them pipeline, a third of them sends chunks.
                 let connect = if self.number % 4 < 2 { Client::connect } else { Client::connect_encrypted };
                 connection = connect(self.node, &self.address).ok();
                 match &mut connection {
-                    Some(client) => client.pipelines = self.number.is_multiple_of(2),
+                    Some(client) => {
+                        client.pipelines = self.number.is_multiple_of(2);
+                        client.chunk = self.number.is_multiple_of(3).then_some(CHUNK);
+                    }
                     None => {
                         // A node that lets nobody in has refused what would have been sent.
                         count += 1;

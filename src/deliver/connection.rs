@@ -4,6 +4,7 @@
 //! What was said before the handshake is forgotten (RFC 3207 §4.2).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -14,8 +15,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::need::Need;
+use super::quirks::Quirks;
 use super::resolve::Host;
 use super::tls::{ClientTls, Trust};
+use crate::clock;
 use crate::pki;
 use crate::queue::command::TlsMin;
 use crate::smtp::reply::Received;
@@ -33,6 +36,8 @@ pub struct Dialer {
     pub reply_timeout: Duration,
     /// TLS.
     pub tls: ClientTls,
+    /// What is known of hosts.
+    pub quirks: Arc<Quirks>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -50,7 +55,10 @@ pub struct Connection {
     pub eight_bit: bool,
     /// Whether SIZE was offered.
     pub size: bool,
+    /// Whether CHUNKING was offered, and may be believed.
+    pub chunking: bool,
     starttls: bool,
+    quirks: Arc<Quirks>,
     /// Protocol and cipher, if encrypted.
     pub tls: Option<String>,
 }
@@ -128,7 +136,9 @@ impl Dialer {
             pipelining: false,
             eight_bit: false,
             size: false,
+            chunking: false,
             starttls: false,
+            quirks: self.quirks.clone(),
             tls: None,
         };
         let greeting = connection.reply(self.reply_timeout / 2).await?;
@@ -144,7 +154,8 @@ impl Connection {
     async fn ehlo(&mut self, dialer: &Dialer) -> Result<(), Broken> {
         self.send(format!("EHLO {}\r\n", dialer.helo).as_bytes()).await?;
         let reply = self.reply(dialer.reply_timeout / 2).await?;
-        (self.pipelining, self.eight_bit, self.size, self.starttls) = (false, false, false, false);
+        (self.pipelining, self.eight_bit, self.size) = (false, false, false);
+        (self.chunking, self.starttls) = (false, false);
         if reply.code != 250 {
             self.send(format!("HELO {}\r\n", dialer.helo).as_bytes()).await?;
             let reply = self.reply(dialer.reply_timeout / 2).await?;
@@ -161,11 +172,19 @@ impl Connection {
                 "PIPELINING" => self.pipelining = true,
                 "8BITMIME" => self.eight_bit = true,
                 "SIZE" => self.size = true,
+                "CHUNKING" => {
+                    self.chunking = self.quirks.may_take_chunks(self.host.address, clock::now());
+                }
                 "STARTTLS" => self.starttls = true,
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// It does not know the chunks that it offered to take.
+    pub fn takes_no_chunks(&self) {
+        self.quirks.takes_no_chunks(self.host.address, clock::now());
     }
 
     async fn encrypt(mut self, trust: &Trust, oldest: TlsMin, dialer: &Dialer) -> Result<Connection, Broken> {

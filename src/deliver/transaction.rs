@@ -1,13 +1,13 @@
 //! Handing one message to one destination, over a connection that is greeted.
 //!
-//! Commands are pipelined where that is offered (RFC 2920). The body is read from the log piece by piece, so a large message
-//! never stands in memory. Before the final dot the lease is asked once more; without it the connection is dropped, and the
-//! destination has nothing. A crash after the dot and before the settlement is committed is the one case in which the next
+//! Commands are pipelined where that is offered (RFC 2920), and the message goes in chunks (RFC 3030), else behind DATA. The body is read from
+//! the log piece by piece, so a large message never stands in memory. Before the final dot, or the last chunk, the lease is asked once more;
+//! without it the connection is dropped, and the destination has nothing. A crash after the dot and before the settlement is committed is the one case in which the next
 //! leader sends the message again (P4).
 
 use std::time::Duration;
 
-use holdfast_cluster::{Cluster, FinalDotPermit, ReadError, Term};
+use holdfast_cluster::{Bytes, Cluster, FinalDotPermit, LogIndex, ReadError, Term};
 
 use super::connection::{Broken, Connection};
 use super::fate::{Meaning, Stage, fate, meaning};
@@ -95,7 +95,9 @@ async fn attempt(
         let recipient = &message.envelope.recipients[*number as usize];
         commands.push(format!("RCPT TO:<{}>", recipient.address));
     }
-    commands.push("DATA".into());
+    if !c.chunking {
+        commands.push("DATA".into());
+    }
     let mut replies: Vec<Received> = Vec::with_capacity(commands.len());
     if c.pipelining {
         let all: String = commands.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect();
@@ -107,7 +109,10 @@ async fn attempt(
         let last = commands.len() - 1;
         for (n, line) in commands.iter().enumerate() {
             // Without a recipient that was taken there is nothing to send data for.
-            if n == last && !replies[1..].iter().any(|r| meaning(Stage::Rcpt, r.code) == Meaning::Good) {
+            if n == last
+                && !c.chunking
+                && !replies[1..].iter().any(|r| meaning(Stage::Rcpt, r.code) == Meaning::Good)
+            {
                 break;
             }
             c.send(format!("{line}\r\n").as_bytes()).await?;
@@ -147,18 +152,30 @@ async fn attempt(
         }
         return reset(c, patience).await;
     }
-    let Some(at_data) = at_data else { return Err(Stop::Broken(Broken("4.5.0 no reply to DATA".into()))) };
-    let means_data = meaning(Stage::Data, at_data.code);
-    if let Some(fate) = fate(Stage::Data, means_data) {
-        let reply = at_data.one_line();
-        outcomes.extend(taken.iter().map(|r| outcome(message, *r, fate.clone(), &reply)));
-        return match means_data {
-            Meaning::Closing => Err(closing(at_data)),
-            _ => reset(c, patience).await,
-        };
-    }
-    let permit = body(means, c, message).await?;
-    let reply = final_dot(c, permit, means.reply_timeout).await;
+    let sent = match (c.chunking, at_data) {
+        (true, _) => send_chunks(means, c, message).await?,
+        (false, None) => return Err(Stop::Broken(Broken("4.5.0 no reply to DATA".into()))),
+        (false, Some(reply)) if meaning(Stage::Data, reply.code) != Meaning::Good => {
+            Sent::Refused(Stage::Data, reply.clone())
+        }
+        (false, Some(_)) => send_data(means, c, message).await?,
+    };
+    let (permit, end) = match sent {
+        Sent::AllButTheEnd(permit, end) => (permit, end),
+        Sent::Refused(Stage::End, reply) if is_unknown(c, &reply) => return Err(closing(&reply)),
+        Sent::Refused(stage, reply) => {
+            let means = meaning(stage, reply.code);
+            let words = reply.one_line();
+            if let Some(fate) = fate(stage, means) {
+                outcomes.extend(taken.iter().map(|r| outcome(message, *r, fate.clone(), &words)));
+            }
+            return match means {
+                Meaning::Closing => Err(closing(&reply)),
+                _ => reset(c, patience).await,
+            };
+        }
+    };
+    let reply = send_end(c, permit, &end, means.reply_timeout).await;
     let reply = match reply {
         Ok(reply) => reply,
         Err(Broken(why)) => {
@@ -167,6 +184,9 @@ async fn attempt(
             return Err(Stop::Broken(Broken(why)));
         }
     };
+    if is_unknown(c, &reply) {
+        return Err(closing(&reply));
+    }
     let at_end = meaning(Stage::End, reply.code);
     if let Some(fate) = fate(Stage::End, at_end) {
         let words = reply.one_line();
@@ -178,6 +198,21 @@ async fn attempt(
     }
 }
 
+/// Whether a destination answers a chunk as a command that it does not know, though it offered to take them: no word on the message.
+/// It takes what the chunk holds for commands, so the connection ends, and the next one does without.
+fn is_unknown(c: &Connection, reply: &Received) -> bool {
+    let is_unknown = c.chunking && matches!(reply.code, 500 | 502 | 503 | 504);
+    if is_unknown {
+        tracing::warn!(
+            host = c.host.name,
+            reply = reply.one_line(),
+            "CHUNKING was offered, and BDAT is unknown"
+        );
+        c.takes_no_chunks();
+    }
+    is_unknown
+}
+
 async fn reset(c: &mut Connection, patience: Duration) -> Result<(), Stop> {
     c.send(b"RSET\r\n").await?;
     match c.reply(patience).await? {
@@ -186,21 +221,20 @@ async fn reset(c: &mut Connection, patience: Duration) -> Result<(), Stop> {
     }
 }
 
-/// Sends the message up to the final dot, and gets the permit for it.
-async fn body(means: &Means<'_>, c: &mut Connection, message: &Message) -> Result<FinalDotPermit, Stop> {
+/// How far the message got.
+enum Sent {
+    /// All is sent but these octets, without which the destination has nothing.
+    AllButTheEnd(FinalDotPermit, Vec<u8>),
+    /// The destination wants no more of it.
+    Refused(Stage, Received),
+}
+
+/// Sends the message up to the final dot.
+async fn send_data(means: &Means<'_>, c: &mut Connection, message: &Message) -> Result<Sent, Stop> {
     let mut encoder = Encoder::default();
     let mut out = Vec::with_capacity(CHUNK_BYTES + 4096);
     for index in &message.bodies {
-        let octets = match means.cluster.body(*index) {
-            Ok(octets) => octets,
-            // It left the queue meanwhile; the destination has no final dot and drops what it got.
-            Err(ReadError::Absent(_)) => return Err(Stop::Untried),
-            Err(e) => {
-                tracing::error!(id = %message.id, error = %e, "a body cannot be read");
-                return Err(Stop::Broken(Broken(format!("4.3.0 local error: {e}"))));
-            }
-        };
-        for part in octets.chunks(CHUNK_BYTES) {
+        for part in read(means, message, *index)?.chunks(CHUNK_BYTES) {
             encoder.write(part, &mut out);
             if out.len() >= CHUNK_BYTES {
                 c.send(&out).await?;
@@ -210,6 +244,56 @@ async fn body(means: &Means<'_>, c: &mut Connection, message: &Message) -> Resul
     }
     out.extend_from_slice(encoder.end());
     c.send(&out).await?;
+    Ok(Sent::AllButTheEnd(permit(means).await?, b".\r\n".to_vec()))
+}
+
+/// Sends the message up to its last chunk: a message of one body is one chunk, and else the last chunk is a short one.
+async fn send_chunks(means: &Means<'_>, c: &mut Connection, message: &Message) -> Result<Sent, Stop> {
+    let is_one = message.bodies.len() == 1;
+    let first = if is_one { 0 } else { message.size.saturating_sub(CHUNK_BYTES as u64) };
+    if first > 0 {
+        c.send(format!("BDAT {first}\r\n").as_bytes()).await?;
+    }
+    let (mut left, mut rest) = (first, Vec::new());
+    for index in &message.bodies {
+        let octets = read(means, message, *index)?;
+        let now = usize::try_from(left).map_or(octets.len(), |left| left.min(octets.len()));
+        for part in octets[..now].chunks(CHUNK_BYTES) {
+            c.send(part).await?;
+        }
+        left -= now as u64;
+        rest.extend_from_slice(&octets[now..]);
+    }
+    if left > 0 || !is_one && rest.len() > CHUNK_BYTES {
+        // What was announced is not what is here: the queue lets no such message in.
+        tracing::error!(id = %message.id, size = message.size, "a message is not as long as it should be");
+        return Err(Stop::Broken(Broken("4.3.0 local error: the message's length is wrong".into())));
+    }
+    if first > 0 {
+        let reply = c.reply(means.reply_timeout).await?;
+        if meaning(Stage::End, reply.code) != Meaning::Good {
+            return Ok(Sent::Refused(Stage::End, reply));
+        }
+    }
+    let mut end = format!("BDAT {} LAST\r\n", rest.len()).into_bytes();
+    end.append(&mut rest);
+    Ok(Sent::AllButTheEnd(permit(means).await?, end))
+}
+
+fn read(means: &Means<'_>, message: &Message, index: LogIndex) -> Result<Bytes, Stop> {
+    match means.cluster.body(index) {
+        Ok(octets) => Ok(octets),
+        // It left the queue meanwhile; the destination has no end of it and drops what it got.
+        Err(ReadError::Absent(_)) => Err(Stop::Untried),
+        Err(e) => {
+            tracing::error!(id = %message.id, error = %e, "a body cannot be read");
+            Err(Stop::Broken(Broken(format!("4.3.0 local error: {e}"))))
+        }
+    }
+}
+
+/// Gets the permit for the end of a message.
+async fn permit(means: &Means<'_>) -> Result<FinalDotPermit, Stop> {
     let deadline = clock::after(LEASE_WAIT);
     loop {
         match means.cluster.permit() {
@@ -223,12 +307,13 @@ async fn body(means: &Means<'_>, c: &mut Connection, message: &Message) -> Resul
     }
 }
 
-/// The final dot goes out on a permit and nothing else.
-async fn final_dot(
+/// The final dot, or the last chunk, goes out on a permit and nothing else.
+async fn send_end(
     c: &mut Connection,
     _permit: FinalDotPermit,
+    end: &[u8],
     patience: Duration,
 ) -> Result<Received, Broken> {
-    c.send(b".\r\n").await?;
+    c.send(end).await?;
     c.reply(patience).await
 }

@@ -8,40 +8,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
+use super::incoming::{BYTES_PER_SECOND_MIN, Incoming, Received};
 use super::intake::{Intake, Verdict, reply};
 use super::policy::{self, Network, Refusal, Right};
 use super::session::{Action, Session, Settings, Transaction, World};
-use super::trace::{self, Trace};
 use crate::clock;
 use crate::maillog::{MailLog, Service, clean};
 use crate::pki;
-use crate::queue::command::PieceRef;
-use crate::queue::message::{Envelope, MessageId, Recipient};
+use crate::queue::message::{Envelope, Recipient};
 use crate::smtp::command::LINE_BYTES_MAX;
-use crate::smtp::data::Decoder;
 use crate::smtp::reply::Reply;
 
-/// Octets of a message in one entry; a longer one goes in pieces.
-const PIECE_BYTES: usize = holdfast_cluster::BODY_BYTES_MAX;
-/// Pieces of one message that are being replicated at the same time.
-const PIECES_IN_FLIGHT_MAX: usize = 4;
-/// What a session takes from the memory for messages at a time.
-const MEMORY_STEP_BYTES: usize = 32 << 10;
-/// How long a message waits for memory without getting on before it is refused with 452. Not for each step of it: messages that
-/// hold some and wait for more would keep each other waiting for as many times as there are steps.
-const MEMORY_WAIT: Duration = Duration::from_secs(10);
-/// More `Received` headers than this mean a loop (RFC 5321 §6.3).
-const HOPS_MAX: usize = 100;
-/// A client that sends data more slowly than this, after the time it may be silent, is let go.
-const BYTES_PER_SECOND_MIN: u64 = 1024;
 /// Shaking hands and sending replies.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
@@ -71,15 +54,15 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// A connection and what is known of its client.
-struct Client {
+pub(super) struct Client {
     stream: Box<dyn Stream>,
-    buffer: BytesMut,
-    peer: SocketAddr,
+    pub(super) buffer: BytesMut,
+    pub(super) peer: SocketAddr,
     /// Whether the peer's network may give it rights; not that of a load balancer which does not say for whom it speaks.
     is_named: bool,
     /// The session's number in the log.
     number: u64,
-    tls: Option<String>,
+    pub(super) tls: Option<String>,
 }
 
 struct Here<'a> {
@@ -106,7 +89,7 @@ impl World for Here<'_> {
 }
 
 /// Why a connection ended, for the debug log; none of it is an error of ours.
-type Ended = Result<(), String>;
+pub(super) type Ended = Result<(), String>;
 
 /// Serves one client to the end. `is_named` is false for a load balancer that speaks for nobody: its own address gives it no rights.
 pub async fn serve(
@@ -142,8 +125,12 @@ async fn converse(shared: &Shared, mut client: Client) -> Ended {
     client.send(&[greeting]).await?;
     let mut draining = shared.draining.clone();
     let mut replies = Vec::new();
+    let mut message: Option<(Incoming, Transaction)> = None;
     loop {
+        let is_too_slow =
+            message.as_ref().is_some_and(|(incoming, _)| incoming.is_too_slow(shared.idle_timeout));
         let line = match client.take_line() {
+            _ if is_too_slow => return Err("chunks come too slowly".into()),
             Some(line) => line,
             None => {
                 // Replies to pipelined commands go out together (RFC 2920 §3.2).
@@ -169,44 +156,80 @@ async fn converse(shared: &Shared, mut client: Client) -> Ended {
             Line::Whole(line) => {
                 session.line(line, &Here { shared, peer: client.peer, is_named: client.is_named })
             }
-            Line::TooLong => session.bad_line("Error: line too long"),
-            Line::BareLf => session.bad_line("Error: a line must end with CR LF"),
+            Line::TooLong(line) => session.bad_line(line, "Error: line too long"),
+            Line::BareLf(line) => session.bad_line(line, "Error: a line must end with CR LF"),
         };
         if reply.code() >= 400
             && let Line::Whole(line) = &line
         {
             log_refusal(shared, &client, &session, line, &reply);
         }
-        replies.push(reply);
-        match action {
-            Action::Continue => {}
-            Action::Close => return client.send(&replies).await,
+        if !session.expects_chunks() && !matches!(action, Action::Chunk { .. }) {
+            message = None; // what came of it is withdrawn
+        }
+        let said = match action {
+            Action::Continue => Some(reply),
+            Action::Close => {
+                replies.push(reply);
+                return client.send(&replies).await;
+            }
             Action::StartTls => {
+                replies.push(reply);
                 client.send(&std::mem::take(&mut replies)).await?;
                 client.buffer.clear(); // what was sent before the handshake is forgotten (RFC 3207 §4.2)
                 client = client.encrypt(shared, acceptor.ok_or("no certificate")?).await?;
                 session = session.encrypted();
+                continue;
             }
             Action::Data(transaction) => {
+                replies.push(reply);
                 client.send(&std::mem::take(&mut replies)).await?;
-                match data(shared, &mut client, transaction).await? {
-                    Some(reply) => {
-                        if reply.code() >= 500 {
-                            session.note_error();
-                        }
-                        replies.push(reply);
+                let mut incoming = Incoming::data(shared, &client, &transaction);
+                let received = incoming.receive(shared, &mut client, true).await?;
+                let said = conclude(shared, &mut client, &transaction, incoming, received).await;
+                note_error(&mut session, said)
+            }
+            Action::Chunk { transaction, octets, last } => {
+                client.send_before(octets, &mut replies).await?;
+                let begun = transaction.map(|of| (Incoming::chunks(shared, &client, &of), of));
+                let (mut incoming, of) = begun.or(message.take()).ok_or("a chunk of no message")?;
+                match incoming.chunk(shared, &mut client, octets, last).await? {
+                    Received::Part => {
+                        message = Some((incoming, of));
+                        Some(reply)
                     }
-                    None => return Ok(()), // nothing can be said: close
+                    received => {
+                        session.chunk_refused(); // if it was the last one, that is over as well
+                        let said = conclude(shared, &mut client, &of, incoming, received).await;
+                        note_error(&mut session, said)
+                    }
                 }
             }
+            Action::Discard(octets) => {
+                client.send_before(octets, &mut replies).await?;
+                client.discard(octets, shared.idle_timeout).await?;
+                Some(reply)
+            }
+        };
+        match said {
+            Some(reply) => replies.push(reply),
+            None => return Ok(()), // nothing can be said: close
         }
     }
+}
+
+/// What is said to a message, which counts as an error of the session if it was refused for good.
+fn note_error(session: &mut Session, said: Option<Reply>) -> Option<Reply> {
+    if said.as_ref().is_some_and(|reply| reply.code() >= 500) {
+        session.note_error();
+    }
+    said
 }
 
 fn log_refusal(shared: &Shared, client: &Client, session: &Session, line: &[u8], reply: &Reply) {
     let verb: String = line.iter().take_while(|b| b.is_ascii_alphabetic()).map(|b| *b as char).collect();
     let verb = verb.to_ascii_uppercase();
-    if !matches!(verb.as_str(), "RCPT" | "MAIL" | "DATA") {
+    if !matches!(verb.as_str(), "RCPT" | "MAIL" | "DATA" | "BDAT") {
         return;
     }
     let argument = String::from_utf8_lossy(line);
@@ -230,12 +253,12 @@ fn log_refusal(shared: &Shared, client: &Client, session: &Session, line: &[u8],
 
 enum Line {
     Whole(Bytes),
-    TooLong,
-    BareLf,
+    TooLong(Bytes),
+    BareLf(Bytes),
 }
 
 impl Client {
-    async fn fill(&mut self) -> Ended {
+    pub(super) async fn fill(&mut self) -> Ended {
         self.buffer.reserve(16 << 10);
         match self.stream.read_buf(&mut self.buffer).await {
             Ok(0) => Err("closed by the client".into()),
@@ -250,9 +273,9 @@ impl Client {
             Some(end) => {
                 let line = self.buffer.split_to(end + 1).freeze();
                 Some(match line.strip_suffix(b"\r\n") {
-                    _ if line.len() > LINE_BYTES_MAX => Line::TooLong,
+                    _ if line.len() > LINE_BYTES_MAX => Line::TooLong(line),
                     Some(text) => Line::Whole(line.slice_ref(text)),
-                    None => Line::BareLf,
+                    None => Line::BareLf(line),
                 })
             }
             None if self.buffer.len() > LINE_BYTES_MAX => {
@@ -278,6 +301,32 @@ impl Client {
         timeout(HANDSHAKE, sent).await.map_err(|_| "the client reads no replies")?.map_err(|e| e.to_string())
     }
 
+    /// Sends what is to be said before a chunk of so many octets is waited for, unless all of it is here.
+    async fn send_before(&mut self, octets: u64, replies: &mut Vec<Reply>) -> Ended {
+        match self.buffer.len() as u64 >= octets {
+            true => Ok(()),
+            false => self.send(&std::mem::take(replies)).await,
+        }
+    }
+
+    /// Reads so many octets and forgets them.
+    async fn discard(&mut self, octets: u64, idle_timeout: Duration) -> Ended {
+        let (mut left, began) = (octets, clock::now());
+        loop {
+            let here = usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+            drop(self.buffer.split_to(here));
+            left -= here as u64;
+            if left == 0 {
+                return Ok(());
+            }
+            let patience = idle_timeout + Duration::from_secs((octets - left) / BYTES_PER_SECOND_MIN);
+            if clock::now().saturating_duration_since(began) > patience {
+                return Err("a chunk comes too slowly".into());
+            }
+            timeout(idle_timeout, self.fill()).await.map_err(|_| "silent within a chunk")??;
+        }
+    }
+
     async fn encrypt(self, shared: &Shared, acceptor: &TlsAcceptor) -> Result<Client, String> {
         let handshake = timeout(HANDSHAKE, acceptor.accept(self.stream)).await;
         let stream = handshake.map_err(|_| "TLS handshake timed out")?.map_err(|e| format!("TLS: {e}"))?;
@@ -288,43 +337,17 @@ impl Client {
     }
 }
 
-/// Memory that a message under way holds, in steps.
-#[derive(Default)]
-struct Held {
-    permits: Vec<OwnedSemaphorePermit>,
-    /// How long it has waited for them since it last got a piece replicated.
-    waited: Duration,
-}
-
-impl Held {
-    fn bytes(&self) -> usize {
-        self.permits.len() * MEMORY_STEP_BYTES
-    }
-
-    /// Gives back what is more than needed.
-    fn shrink_to(&mut self, bytes: usize) {
-        self.permits.truncate(bytes.div_ceil(MEMORY_STEP_BYTES));
-    }
-}
-
-/// Reads a message's data to its end and has it accepted. The reply, or `None` if nothing can be said.
-async fn data(
+/// Has a message accepted that is here, or refused. The reply, or `None` if nothing can be said.
+async fn conclude(
     shared: &Shared,
     client: &mut Client,
-    transaction: Transaction,
-) -> Result<Option<Reply>, String> {
-    let mut message = Incoming::new(shared, client, &transaction);
-    let result = message.receive(shared, client).await;
-    let Incoming { seq, id, .. } = message;
-    let abandon = || {
-        if let Some(id) = id.filter(|_| seq > 0) {
-            let intake = shared.intake.clone();
-            tokio::spawn(async move { intake.abandon(id).await });
-        }
-    };
-    match result {
-        Ok(Received::Refused(reply)) => {
-            abandon();
+    transaction: &Transaction,
+    mut incoming: Incoming,
+    received: Received,
+) -> Option<Reply> {
+    match received {
+        Received::Part => None,
+        Received::Refused(reply) => {
             let text = format!(
                 "NOQUEUE: reject: END-OF-MESSAGE from unknown[{}]: {} {}; from=<{}> proto=ESMTP helo=<{}>",
                 client.peer.ip(),
@@ -334,9 +357,9 @@ async fn data(
                 clean(&transaction.helo.0)
             );
             shared.log.line(client.number, Service::Smtpd, text);
-            Ok(Some(reply))
+            Some(reply)
         }
-        Ok(Received::Whole { id, body, pieces, size, message_id }) => {
+        Received::Whole { id, body, pieces, size, message_id } => {
             let recipients: Vec<Recipient> = transaction
                 .recipients
                 .iter()
@@ -352,8 +375,8 @@ async fn data(
             };
             let span = tracing::debug_span!("accept", %id);
             let verdict = shared.intake.accept(id, envelope, size, body, pieces).instrument(span).await;
-            if verdict == Verdict::NoRoom {
-                abandon(); // its pieces take room
+            if verdict != Verdict::NoRoom {
+                incoming.handed_on(); // else its pieces take room, and are withdrawn
             }
             if let Verdict::Accepted(receipt) = &verdict {
                 let join = |label: fn(&holdfast_cluster::Member) -> &str| {
@@ -395,224 +418,7 @@ async fn data(
                 );
                 shared.log.line(client.number, Service::Smtpd, text);
             }
-            Ok(reply(&verdict, id))
-        }
-        Err(why) => {
-            abandon();
-            Err(why)
-        }
-    }
-}
-
-enum Received {
-    Whole { id: MessageId, body: Bytes, pieces: Vec<PieceRef>, size: u64, message_id: String },
-    Refused(Reply),
-}
-
-/// A message that is coming in.
-struct Incoming {
-    /// Given when the first octets are replicated, since an id must not be old when it is proposed.
-    id: Option<MessageId>,
-    /// The trace header, once the id is known.
-    header: Box<dyn Fn(MessageId) -> String + Send>,
-    decoder: Decoder,
-    /// Octets that are not yet in a piece.
-    octets: Vec<u8>,
-    /// Octets of the message so far, the trace header included once it stands.
-    size: u64,
-    header_bytes: u64,
-    /// Pieces that were sent to be replicated.
-    seq: u32,
-    pieces: Vec<PieceRef>,
-    refused: Option<Reply>,
-    held: Held,
-    hops: usize,
-    message_id: Option<String>,
-}
-
-impl Incoming {
-    fn new(shared: &Shared, client: &Client, transaction: &Transaction) -> Incoming {
-        let only = match &transaction.recipients[..] {
-            [(one, _)] => Some(one.to_string()),
-            _ => None,
-        };
-        let (settings, tls, address) = (shared.settings.clone(), client.tls.clone(), client.peer.ip());
-        let helo = transaction.helo.clone();
-        let header = move |id| {
-            trace::received(&Trace {
-                helo: &helo.0,
-                client: address,
-                hostname: &settings.hostname,
-                extended: helo.1,
-                tls: tls.as_deref(),
-                id,
-                recipient: only.as_deref(),
-                date: &clock::rfc5322(clock::unix_s()),
-            })
-        };
-        let declared = transaction.size.unwrap_or(0).min(PIECE_BYTES as u64) as usize;
-        Incoming {
-            id: None,
-            header: Box::new(header),
-            decoder: Decoder::default(),
-            octets: Vec::with_capacity(declared + 512),
-            size: 0,
-            header_bytes: 0,
-            seq: 0,
-            pieces: Vec::new(),
-            refused: None,
-            held: Held::default(),
-            hops: 0,
-            message_id: None,
-        }
-    }
-
-    /// Gives the message its id, and puts the trace header before its first octets.
-    fn begin(&mut self, shared: &Shared) -> MessageId {
-        if let Some(id) = self.id {
-            return id;
-        }
-        let id = shared.intake.new_id();
-        let header = (self.header)(id);
-        self.header_bytes = header.len() as u64;
-        self.size += self.header_bytes;
-        self.octets.splice(0..0, header.bytes());
-        self.id = Some(id);
-        id
-    }
-
-    async fn receive(&mut self, shared: &Shared, client: &mut Client) -> Result<Received, String> {
-        let mut in_flight = FuturesOrdered::new();
-        let began = clock::now();
-        loop {
-            if clock::now().saturating_duration_since(began)
-                > shared.idle_timeout + Duration::from_secs(self.size / BYTES_PER_SECOND_MIN)
-            {
-                return Err("data comes too slowly".into());
-            }
-            let before = self.octets.len();
-            let (done, used) = self.decoder.read(&client.buffer, &mut self.octets);
-            drop(client.buffer.split_to(used));
-            self.size += (self.octets.len() - before) as u64;
-            self.limit(shared, &mut in_flight).await;
-            if done || self.octets.len() > PIECE_BYTES {
-                self.look();
-                self.begin(shared); // the trace header counts before the message is cut
-            }
-            while self.octets.len() > PIECE_BYTES && self.refused.is_none() {
-                if in_flight.len() >= PIECES_IN_FLIGHT_MAX {
-                    let sent = in_flight.next().await.expect("not empty");
-                    self.note_piece(sent);
-                    continue;
-                }
-                let id = self.begin(shared);
-                let rest = self.octets.split_off(PIECE_BYTES);
-                let piece = Bytes::from(std::mem::replace(&mut self.octets, rest));
-                in_flight.push_back(shared.intake.piece(id, self.seq, piece));
-                self.seq += 1;
-            }
-            if done {
-                break;
-            }
-            tokio::select! {
-                biased;
-                Some(sent) = in_flight.next(), if !in_flight.is_empty() => self.note_piece(sent),
-                more = timeout(shared.idle_timeout, client.fill()) => {
-                    more.map_err(|_| "silent within data")??;
-                }
-            }
-        }
-        self.judge();
-        let id = self.begin(shared);
-        let size = self.size;
-        if self.refused.is_none() && self.seq > 0 {
-            let last = Bytes::from(std::mem::take(&mut self.octets));
-            in_flight.push_back(shared.intake.piece(id, self.seq, last));
-            self.seq += 1;
-        }
-        while let Some(sent) = in_flight.next().await {
-            self.note_piece(sent);
-        }
-        if let Some(reply) = self.refused.take() {
-            return Ok(Received::Refused(reply));
-        }
-        Ok(Received::Whole {
-            id,
-            body: std::mem::take(&mut self.octets).into(),
-            pieces: std::mem::take(&mut self.pieces),
-            size,
-            message_id: self.message_id.take().unwrap_or_default(),
-        })
-    }
-
-    fn note_piece(&mut self, sent: Result<PieceRef, Verdict>) {
-        match sent {
-            Ok(piece) => self.pieces.push(piece),
-            Err(verdict) => {
-                self.refused = self.refused.take().or(reply(&verdict, self.id.unwrap_or(MessageId(0))))
-            }
-        }
-    }
-
-    /// Looks at the header in the first octets: how often it was relayed, and its id for the log.
-    fn look(&mut self) {
-        if self.message_id.is_none() {
-            let window = &self.octets[..self.octets.len().min(PIECE_BYTES)];
-            self.hops = trace::hops(window);
-            self.message_id = Some(trace::message_id(window));
-        }
-    }
-
-    /// Refuses what is too big or finds no memory; the rest of the data is then read and dropped.
-    /// Pieces count until they are replicated.
-    async fn limit<Sent>(&mut self, shared: &Shared, in_flight: &mut FuturesOrdered<Sent>)
-    where
-        Sent: Future<Output = Result<PieceRef, Verdict>>,
-    {
-        if self.size - self.header_bytes > shared.settings.message_bytes_max {
-            self.refuse(552, "5.3.4", "Error: message too big");
-        }
-        loop {
-            if self.refused.is_some() {
-                self.octets.clear();
-            }
-            let needed = self.octets.len().min(2 * PIECE_BYTES) + in_flight.len() * PIECE_BYTES;
-            self.held.shrink_to(needed);
-            if self.held.bytes() >= needed || self.refused.is_some() {
-                return;
-            }
-            let step = shared.intake.memory().acquire_many_owned((MEMORY_STEP_BYTES >> 10) as u32);
-            let (since, patience) = (clock::now(), MEMORY_WAIT.saturating_sub(self.held.waited));
-            let before = in_flight.len();
-            // Own pieces go on meanwhile: what they hold may be what is waited for.
-            tokio::select! {
-                biased;
-                Some(sent) = in_flight.next(), if !in_flight.is_empty() => self.note_piece(sent),
-                step = timeout(patience, step) => match step {
-                    Ok(Ok(permit)) => self.held.permits.push(permit),
-                    _ => self.refuse(452, "4.3.1", "Error: no room, try again later"),
-                },
-            }
-            // One that gets pieces replicated goes on; it gives back what it holds and waits anew.
-            self.held.waited = match in_flight.len() < before {
-                true => Duration::ZERO,
-                false => self.held.waited + clock::now().duration_since(since),
-            };
-        }
-    }
-
-    fn refuse(&mut self, code: u16, enhanced: &str, text: &str) {
-        self.refused.get_or_insert(Reply::new(code, enhanced, text));
-    }
-
-    fn judge(&mut self) {
-        self.look();
-        if self.decoder.has_bare_line_end() {
-            self.refuse(550, "5.6.0", "Error: a bare CR or LF in the message");
-        } else if self.decoder.has_nul() {
-            self.refuse(550, "5.6.0", "Error: a NUL in the message");
-        } else if self.hops > HOPS_MAX {
-            self.refuse(554, "5.4.6", "Error: too many hops");
+            reply(&verdict, id)
         }
     }
 }

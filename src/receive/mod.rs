@@ -2,6 +2,7 @@
 //! commands, and nothing of delivery.
 
 pub mod connection;
+mod incoming;
 pub mod intake;
 pub mod listener;
 pub mod policy;

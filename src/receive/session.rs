@@ -1,14 +1,15 @@
 //! Pure. The server side of an SMTP session (RFC 5321): what is answered to each line, and what the edge has to do.
 //!
-//! | state | EHLO, HELO | MAIL | RCPT | DATA | STARTTLS |
-//! | --- | --- | --- | --- | --- | --- |
-//! | connected | greeted | 503 | 503 | 503 | 503 |
-//! | greeted | greeted | mail | 503 | 503 | fresh TLS session |
-//! | mail | greeted | 503 | recipients | 503 | 503 |
-//! | recipients | greeted | 503 | recipients | data | 503 |
-//! | data | message bytes, then greeted | | | | |
+//! | state | EHLO, HELO | MAIL | RCPT | DATA | BDAT | BDAT LAST | STARTTLS |
+//! | --- | --- | --- | --- | --- | --- | --- | --- |
+//! | connected | greeted | 503 | 503 | 503 | 503 | 503 | 503 |
+//! | greeted | greeted | mail | 503 | 503 | 503 | 503 | fresh TLS session |
+//! | mail | greeted | 503 | recipients | 503 | 503 | 503 | 503 |
+//! | recipients | greeted | 503 | recipients | data | chunks | greeted | 503 |
+//! | data | message bytes, then greeted | | | | | | |
+//! | chunks | greeted | 503 | 503 | 503 | chunks; greeted if refused | greeted | 503 |
 //!
-//! RSET leads from any state but connected to greeted. A state owns what only it has: without a reverse-path there are no
+//! The octets of a chunk are read before anything is said, also if it is 503 (RFC 3030 §2). RSET leads from any state but connected to greeted. A state owns what only it has: without a reverse-path there are no
 //! recipients. A session that ends in any state before the reply to its data leaves nothing behind.
 
 use super::policy::{Refusal, Right};
@@ -65,6 +66,17 @@ pub enum Action {
     Continue,
     /// Read message data until its end, then ask the intake.
     Data(Transaction),
+    /// Before the reply: read a chunk. What the edge has to say instead of it counts, and after a refusal [`Session::chunk_refused`].
+    Chunk {
+        /// Of the first one: what it is for.
+        transaction: Option<Transaction>,
+        /// Its length.
+        octets: u64,
+        /// Whether the message ends with it: the intake is asked then.
+        last: bool,
+    },
+    /// Before the reply: read and forget so many octets.
+    Discard(u64),
     /// Forget what was read beyond this line and shake hands (RFC 3207 §4.2).
     StartTls,
     /// Close the connection.
@@ -84,6 +96,10 @@ enum State {
         refused: Option<Refusal>,
         eight_bit: bool,
         size: Option<u64>,
+    },
+    Chunks {
+        helo: (String, bool),
+        sender: ReversePath,
     },
 }
 
@@ -117,14 +133,14 @@ impl Session {
     pub fn helo(&self) -> &str {
         match &self.state {
             State::Connected => "",
-            State::Greeted { helo } | State::Mail { helo, .. } => &helo.0,
+            State::Greeted { helo } | State::Mail { helo, .. } | State::Chunks { helo, .. } => &helo.0,
         }
     }
 
     /// The reverse-path of the transaction, for the log.
     pub fn sender(&self) -> ReversePath {
         match &self.state {
-            State::Mail { sender, .. } => sender.clone(),
+            State::Mail { sender, .. } | State::Chunks { sender, .. } => sender.clone(),
             _ => ReversePath(None),
         }
     }
@@ -134,22 +150,39 @@ impl Session {
         self.errors += 1;
     }
 
+    /// Whether a message comes in chunks, and its last one has not come.
+    pub fn expects_chunks(&self) -> bool {
+        matches!(self.state, State::Chunks { .. })
+    }
+
+    /// A chunk was refused, and the transaction with it; those that are on their way are 503.
+    pub fn chunk_refused(&mut self) {
+        if let State::Chunks { helo, .. } = &self.state {
+            self.state = State::Greeted { helo: helo.clone() };
+        }
+    }
+
     /// Answers a command line without its CR LF.
     pub fn line(&mut self, line: &[u8], world: &dyn World) -> (Reply, Action) {
         let (reply, action) = match command::parse(line) {
             Ok(command) => self.command(command, world),
+            Err(BadCommand::Chunk) => (refusal(BadCommand::Chunk), Action::Close),
             Err(bad) => (refusal(bad), Action::Continue),
         };
         self.judge(reply, action)
     }
 
-    /// Answers a line that was too long or not ended by CR LF.
-    pub fn bad_line(&mut self, why: &str) -> (Reply, Action) {
-        self.judge(Reply::new(500, "5.5.2", why), Action::Continue)
+    /// Answers a line that was too long or not ended by CR LF. After one that may be BDAT, what is a command cannot be told from what is a
+    /// chunk.
+    pub fn bad_line(&mut self, line: &[u8], why: &str) -> (Reply, Action) {
+        let is_chunk = line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"));
+        let action = if is_chunk { Action::Close } else { Action::Continue };
+        self.judge(Reply::new(500, "5.5.2", why), action)
     }
 
     fn judge(&mut self, reply: Reply, action: Action) -> (Reply, Action) {
-        if reply.code() >= 500 {
+        // Chunks that were on their way when one was refused are no new errors.
+        if reply.code() >= 500 && !matches!(action, Action::Discard(_)) {
             self.errors += 1;
             if self.errors > ERRORS_MAX {
                 let text = format!("{} Error: too many errors", self.settings.hostname);
@@ -181,20 +214,16 @@ impl Session {
                 }
                 State::Mail { refused: Some(why), helo, .. } => {
                     self.state = State::Greeted { helo };
-                    match why {
-                        Refusal::Relaying => simple(554, "5.5.1", "Error: no valid recipients"),
-                        Refusal::NotKnown => {
-                            simple(451, "4.3.0", "Error: no valid recipients, try again later")
-                        }
-                    }
+                    (nobody(why), Action::Continue)
                 }
                 state => {
                     self.state = state;
                     out_of_order()
                 }
             },
+            Command::Bdat { octets, last } => self.bdat(octets, last),
             Command::Rset => {
-                if let State::Mail { helo, .. } = &self.state {
+                if let State::Mail { helo, .. } | State::Chunks { helo, .. } = &self.state {
                     self.state = State::Greeted { helo: helo.clone() };
                 }
                 simple(250, "2.0.0", "Ok")
@@ -215,6 +244,28 @@ impl Session {
         }
     }
 
+    fn bdat(&mut self, octets: u64, last: bool) -> (Reply, Action) {
+        let (helo, sender, transaction) = match std::mem::replace(&mut self.state, State::Connected) {
+            State::Mail { helo, sender, recipients, eight_bit, size, .. } if !recipients.is_empty() => {
+                let (to, from) = (helo.clone(), sender.clone());
+                (to, from, Some(Transaction { helo, sender, recipients, eight_bit, size }))
+            }
+            State::Chunks { helo, sender } => (helo, sender, None),
+            State::Mail { refused: Some(why), helo, .. } => {
+                self.state = State::Greeted { helo };
+                return (nobody(why), Action::Discard(octets));
+            }
+            state => {
+                self.state = state;
+                let reply = Reply::new(503, "5.5.1", "Error: bad sequence of commands");
+                return (reply, Action::Discard(octets));
+            }
+        };
+        self.state = if last { State::Greeted { helo } } else { State::Chunks { helo, sender } };
+        let reply = Reply::new(250, "2.0.0", &format!("Ok: {octets} octets"));
+        (reply, Action::Chunk { transaction, octets, last })
+    }
+
     fn extensions(&self) -> Vec<String> {
         let mut lines = vec![
             self.settings.hostname.clone(),
@@ -224,7 +275,7 @@ impl Session {
         if self.settings.starttls && !self.tls {
             lines.push("STARTTLS".into());
         }
-        lines.extend(["ENHANCEDSTATUSCODES".into(), "8BITMIME".into()]);
+        lines.extend(["ENHANCEDSTATUSCODES".into(), "8BITMIME".into(), "CHUNKING".into()]);
         lines
     }
 
@@ -294,8 +345,17 @@ impl Session {
     }
 }
 
+/// To data for nobody.
+fn nobody(why: Refusal) -> Reply {
+    match why {
+        Refusal::Relaying => Reply::new(554, "5.5.1", "Error: no valid recipients"),
+        Refusal::NotKnown => Reply::new(451, "4.3.0", "Error: no valid recipients, try again later"),
+    }
+}
+
 fn refusal(bad: BadCommand) -> Reply {
     match bad {
+        BadCommand::Chunk => Reply::new(501, "5.5.4", "Syntax: BDAT octets [LAST]"),
         BadCommand::Unknown => Reply::new(500, "5.5.2", "Error: command not recognized"),
         BadCommand::Syntax(why) => Reply::new(501, "5.5.4", &format!("Syntax: {why}")),
         BadCommand::Address(BadAddress::NotAscii) => {
@@ -360,8 +420,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn too_many_errors_end_the_session() {
+    fn greeted() -> Session {
         let settings = Settings {
             hostname: "mx.test".into(),
             postmaster: Mailbox::parse("postmaster@mx.test").unwrap(),
@@ -370,6 +429,50 @@ mod tests {
             require_tls: false,
         };
         let (mut session, _) = Session::new(settings.into(), false);
+        session.line(b"EHLO c.example", &Open);
+        session
+    }
+
+    /// P7: octets of a chunk are read whatever is said to it, so that none of them is a command.
+    #[test]
+    fn p7_a_chunk_is_read_before_anything_is_said() {
+        let mut session = greeted();
+        let mut action = |line: &str| session.line(line.as_bytes(), &Open).1;
+        assert_eq!(action("BDAT 7"), Action::Discard(7));
+        action("MAIL FROM:<a@b.example>");
+        assert_eq!(action("BDAT 7 LAST"), Action::Discard(7));
+        action("RCPT TO:<u@elsewhere.example>");
+        assert_eq!(action("BDAT 7 LAST"), Action::Discard(7));
+        action("MAIL FROM:<a@b.example>");
+        action("RCPT TO:<u@routed.example>");
+        let Action::Chunk { transaction: Some(of), octets: 7, last: false } = action("BDAT 7") else {
+            panic!()
+        };
+        assert_eq!(of.recipients.len(), 1);
+        assert_eq!(action("BDAT 8"), Action::Chunk { transaction: None, octets: 8, last: false });
+        assert_eq!(action("BDAT 9 LAST"), Action::Chunk { transaction: None, octets: 9, last: true });
+        assert_eq!(action("BDAT seven"), Action::Close);
+        assert_eq!(session.bad_line(b"bdat 7\n", "Error: bare LF").1, Action::Close);
+    }
+
+    #[test]
+    fn chunks_on_their_way_when_one_was_refused_are_no_errors() {
+        let mut session = greeted();
+        for line in ["MAIL FROM:<a@b.example>", "RCPT TO:<u@routed.example>", "BDAT 5"] {
+            session.line(line.as_bytes(), &Open);
+        }
+        assert!(session.expects_chunks());
+        session.chunk_refused();
+        for _ in 0..=2 * ERRORS_MAX {
+            let (reply, action) = session.line(b"BDAT 5", &Open);
+            assert_eq!((reply.code(), action), (503, Action::Discard(5)));
+        }
+        assert_eq!(session.line(b"MAIL FROM:<a@b.example>", &Open).0.code(), 250);
+    }
+
+    #[test]
+    fn too_many_errors_end_the_session() {
+        let mut session = greeted();
         for _ in 0..ERRORS_MAX {
             assert_eq!(session.line(b"XYZZY", &Open).1, Action::Continue);
         }

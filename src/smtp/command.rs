@@ -35,6 +35,13 @@ pub enum Command {
     Rcpt(Recipient),
     /// `DATA`
     Data,
+    /// `BDAT octets [LAST]` (RFC 3030 §2); the octets follow the line.
+    Bdat {
+        /// Length of the chunk.
+        octets: u64,
+        /// Whether the message ends with it.
+        last: bool,
+    },
     /// `RSET`
     Rset,
     /// `NOOP ...`
@@ -67,6 +74,8 @@ pub enum BadCommand {
     Unknown,
     /// 501 5.5.4 or 5.5.2: its argument is malformed.
     Syntax(&'static str),
+    /// 501 5.5.4, and the connection ends: how much of what follows is a chunk cannot be told.
+    Chunk,
     /// 501 5.1.7 or 5.1.3: the address is malformed.
     Address(BadAddress),
     /// 555 5.5.4: a parameter that we did not offer (RFC 5321 §4.1.1.11).
@@ -98,6 +107,7 @@ pub fn parse(line: &[u8]) -> Result<Command, BadCommand> {
         "MAIL" => mail(argument),
         "RCPT" => rcpt(argument),
         "DATA" => bare(Command::Data),
+        "BDAT" => bdat(argument),
         "RSET" => bare(Command::Rset),
         "QUIT" => bare(Command::Quit),
         "STARTTLS" => bare(Command::StartTls),
@@ -163,6 +173,17 @@ fn mail(argument: &str) -> Result<Command, BadCommand> {
     Ok(Command::Mail { from, size, body })
 }
 
+fn bdat(argument: &str) -> Result<Command, BadCommand> {
+    let (octets, last) = match argument.split_once(' ') {
+        Some((octets, word)) if word.trim().eq_ignore_ascii_case("LAST") => (octets, true),
+        Some(_) => return Err(BadCommand::Chunk),
+        None => (argument, false),
+    };
+    let is_number = !octets.is_empty() && octets.bytes().all(|b| b.is_ascii_digit());
+    let octets = octets.parse().ok().filter(|_| is_number).ok_or(BadCommand::Chunk)?;
+    Ok(Command::Bdat { octets, last })
+}
+
 fn rcpt(argument: &str) -> Result<Command, BadCommand> {
     let (path, rest) = split_path(after_keyword(argument, "TO:")?).map_err(BadCommand::Address)?;
     if let Some((key, _)) = parameters(rest)?.into_iter().next() {
@@ -189,6 +210,27 @@ mod tests {
         assert_eq!(size("99999999999999999999"), Ok(u64::MAX), "beyond 64 bits is too big, not malformed");
         for bad in ["", "-1", "1x", "100000000000000000000"] {
             assert!(matches!(size(bad), Err(BadCommand::Syntax(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_says_how_long_it_is() {
+        for (line, octets, last) in
+            [("BDAT 0", 0, false), ("bdat 86 last", 86, true), ("BDAT 007  LAST ", 7, true)]
+        {
+            assert_eq!(parse(line.as_bytes()), Ok(Command::Bdat { octets, last }), "{line}");
+        }
+        for line in [
+            "BDAT",
+            "BDAT LAST",
+            "BDAT -1",
+            "BDAT +1",
+            "BDAT 1x",
+            "BDAT 5 LAST now",
+            "BDAT 5 MORE",
+            "BDAT 18446744073709551616",
+        ] {
+            assert_eq!(parse(line.as_bytes()), Err(BadCommand::Chunk), "{line}");
         }
     }
 
