@@ -12,6 +12,7 @@ pub mod customer;
 mod damage;
 pub mod disk;
 mod evidence;
+pub mod exim;
 pub mod folder;
 pub mod history;
 pub mod hosts;

@@ -1,9 +1,10 @@
-//! Strangers on both sides: Postfix's smtp-source and smtp-sink, Postfix itself as the sender, and swaks over STARTTLS.
+//! Strangers on both sides: Postfix's smtp-source and smtp-sink, Postfix itself as the sender, swaks over STARTTLS, and Exim in chunks.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::exim::Exim;
 use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;
 use jepsen_style_tests::postfix::Postfix;
@@ -221,4 +222,35 @@ fn swaks_with_proxy_headers() {
     let mut rest = Vec::new();
     drop(std::io::Read::read_to_end(&mut silent, &mut rest));
     assert_eq!(rest, b"", "not a word");
+}
+
+#[test]
+fn exim_in_chunks_both_ways() {
+    let customer = Customer::start();
+    let nodes = Nodes::start_all(customer.address());
+    let Some(exim) = Exim::start(free_port(), &nodes.smtp(1)) else { return };
+    nodes.route("test.example", &exim.address());
+    nodes.route("via.example", customer.address());
+    let body: String = (0..20_000).map(|n| format!("line {n}\n.{n}\n..\n")).collect();
+    exim.submit("u@via.example", &format!("Subject: out\n\n{body}.\nlast\n"));
+    wait_for("Exim's message to arrive", Duration::from_secs(30), || customer.count() == 1);
+    let taken = String::from_utf8(customer.taken()[0].octets.clone()).unwrap().replace("\r\n", "\n");
+    assert!(taken.ends_with(&format!("\n\n{body}.\nlast\n")), "its octets are not those that were sent");
+    let log = exim.log();
+    let sent = log.lines().find(|line| line.contains("=> u@via.example")).expect(&log);
+    assert!(sent.contains(" K "), "it was not sent in chunks: {sent}");
+    let names = ["small", "large"];
+    let mut client = Client::connect(2, &nodes.smtp(2)).unwrap();
+    for (name, bytes) in names.into_iter().zip([900, 700_000]) {
+        assert_eq!(client.transact(name, &["r"], &message(name, bytes)).outcome, Outcome::Ok);
+    }
+    wait_for("Exim to take both", Duration::from_secs(30), || {
+        exim.log().lines().filter(|line| line.contains("=> r <r@test.example>")).count() == 2
+    });
+    for (name, bytes) in names.into_iter().zip([900, 700_000]) {
+        let sent = String::from_utf8(message(name, bytes)).unwrap().replace("\r\n", "\n");
+        assert!(exim.taken().contains(&sent), "{name} is not what was sent");
+    }
+    let chunks = exim.log().lines().filter(|line| line.contains("P=esmtp K ")).count();
+    assert_eq!(chunks, 2, "{}", exim.log());
 }
