@@ -124,6 +124,11 @@ impl Session {
         Session { state: State::Connected, tls: true, ..self }
     }
 
+    /// Whether nothing is taken before STARTTLS.
+    fn must_encrypt(&self) -> bool {
+        self.settings.require_tls && !self.tls
+    }
+
     /// Whether the session is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.tls
@@ -165,8 +170,15 @@ impl Session {
     /// Answers a command line without its CR LF.
     pub fn line(&mut self, line: &[u8], world: &dyn World) -> (Reply, Action) {
         let (reply, action) = match command::parse(line) {
-            Ok(command) => self.command(command, world),
             Err(BadCommand::Chunk) => (refusal(BadCommand::Chunk), Action::Close),
+            parsed if self.must_encrypt() && !may_be_in_the_clear(line) => {
+                let reply = Reply::new(530, "5.7.0", "Must issue a STARTTLS command first");
+                match parsed {
+                    Ok(Command::Bdat { octets, .. }) => (reply, Action::Discard(octets)),
+                    _ => (reply, Action::Continue),
+                }
+            }
+            Ok(command) => self.command(command, world),
             Err(bad) => (refusal(bad), Action::Continue),
         };
         self.judge(reply, action)
@@ -267,11 +279,11 @@ impl Session {
     }
 
     fn extensions(&self) -> Vec<String> {
-        let mut lines = vec![
-            self.settings.hostname.clone(),
-            "PIPELINING".into(),
-            format!("SIZE {}", self.settings.message_bytes_max),
-        ];
+        let mut lines = vec![self.settings.hostname.clone()];
+        if !self.must_encrypt() {
+            lines.push("PIPELINING".into()); // there is nothing to pipeline before STARTTLS
+        }
+        lines.push(format!("SIZE {}", self.settings.message_bytes_max));
         if self.settings.starttls && !self.tls {
             lines.push("STARTTLS".into());
         }
@@ -289,9 +301,6 @@ impl Session {
         let State::Greeted { helo } = &self.state else {
             return (Reply::new(503, "5.5.1", "Error: bad sequence of commands"), Action::Continue);
         };
-        if self.settings.require_tls && !self.tls {
-            return (Reply::new(530, "5.7.0", "Must issue a STARTTLS command first"), Action::Continue);
-        }
         if size.is_some_and(|size| size > self.settings.message_bytes_max) {
             return (Reply::new(552, "5.3.4", "Error: message too big"), Action::Continue);
         }
@@ -345,6 +354,12 @@ impl Session {
     }
 }
 
+/// Commands that are answered where TLS is required and has not begun (RFC 3207 §4): no others are, malformed and unknown ones included.
+fn may_be_in_the_clear(line: &[u8]) -> bool {
+    let verb = line.split(|octet| *octet == b' ').next().unwrap_or_default();
+    ["EHLO", "NOOP", "STARTTLS", "QUIT"].iter().any(|allowed| verb.eq_ignore_ascii_case(allowed.as_bytes()))
+}
+
 /// To data for nobody.
 fn nobody(why: Refusal) -> Reply {
     match why {
@@ -389,7 +404,7 @@ mod tests {
         }
     }
 
-    /// Plays the transcripts of `testdata/sessions.txt`: `C:` is said, `S:` is what the reply must begin with.
+    /// Plays the transcripts of `testdata/sessions.txt`: `C:` is said, `S:` is what the reply must have, `N:` what it must not have.
     #[test]
     fn transcripts() {
         let text = include_str!("testdata/sessions.txt");
@@ -415,6 +430,9 @@ mod tests {
                 } else if let Some(expected) = line.strip_prefix("S: ") {
                     let said = said.as_deref().unwrap_or_default();
                     assert!(said.contains(expected), "expected {expected:?}, said {said:?} in\n{case}");
+                } else if let Some(unexpected) = line.strip_prefix("N: ") {
+                    let said = said.as_deref().unwrap_or_default();
+                    assert!(!said.contains(unexpected), "said {said:?} in\n{case}");
                 }
             }
         }
