@@ -55,6 +55,20 @@ fn p7_messages_in_chunks_arrive_as_they_were_sent() {
     }
     nodes.wait_drained(Duration::from_secs(60));
     judge(&history, &customer.taken()).assert_good();
+    // Three messages in one go (RFC 2920), all of them in chunks: each has its replies, in order.
+    let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
+    let mut wire = Vec::new();
+    for name in ["one", "two", "three"] {
+        let octets = message(name, 300);
+        wire.extend(b"MAIL FROM:<a@b.example>\r\nRCPT TO:<r@test.example>\r\n");
+        for (part, last) in [(&octets[..100], ""), (&octets[100..], " LAST")] {
+            wire.extend([format!("BDAT {}{last}\r\n", part.len()).as_bytes(), part].concat());
+        }
+    }
+    client.send(&wire).unwrap();
+    assert!((0..12).all(|_| client.reply().unwrap() == 250));
+    let before = history.len();
+    wait_for("all three to arrive", Duration::from_secs(20), || customer.count() == before + 3);
 }
 
 #[test]

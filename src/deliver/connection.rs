@@ -55,7 +55,7 @@ pub struct Connection {
     pub eight_bit: bool,
     /// Whether SIZE was offered.
     pub size: bool,
-    /// Whether CHUNKING was offered, and may be believed.
+    /// Whether CHUNKING was offered. Not all who offer it mean it: see [`Connection::takes_chunks`].
     pub chunking: bool,
     starttls: bool,
     quirks: Arc<Quirks>,
@@ -172,9 +172,7 @@ impl Connection {
                 "PIPELINING" => self.pipelining = true,
                 "8BITMIME" => self.eight_bit = true,
                 "SIZE" => self.size = true,
-                "CHUNKING" => {
-                    self.chunking = self.quirks.may_take_chunks(self.host.address, clock::now());
-                }
+                "CHUNKING" => self.chunking = true,
                 "STARTTLS" => self.starttls = true,
                 _ => {}
             }
@@ -182,9 +180,14 @@ impl Connection {
         Ok(())
     }
 
-    /// It does not know the chunks that it offered to take.
-    pub fn takes_no_chunks(&self) {
-        self.quirks.takes_no_chunks(self.host.address, clock::now());
+    /// Whether the host takes the chunks that it offers to take, if that was found out.
+    pub fn takes_chunks(&self) -> Option<bool> {
+        self.quirks.takes_chunks(self.host.address, clock::now())
+    }
+
+    /// That is found out.
+    pub fn note_chunks(&self, takes_them: bool) {
+        self.quirks.note_chunks(self.host.address, takes_them, clock::now());
     }
 
     async fn encrypt(mut self, trust: &Trust, oldest: TlsMin, dialer: &Dialer) -> Result<Connection, Broken> {

@@ -1,10 +1,11 @@
 //! Handing one message to one destination, over a connection that is greeted.
 //!
 //! Commands are pipelined where that is offered (RFC 2920), and the message goes in chunks (RFC 3030), else behind DATA. The body is read from
-//! the log piece by piece, so a large message never stands in memory. Before the final dot, or the last chunk, the lease is asked once more;
+//! the log piece by piece, so a large message never stands in memory. Before the final dot, or the last octet, the lease is asked once more;
 //! without it the connection is dropped, and the destination has nothing. A crash after the dot and before the settlement is committed is the one case in which the next
 //! leader sends the message again (P4).
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use holdfast_cluster::{Bytes, Cluster, FinalDotPermit, LogIndex, ReadError, Term};
@@ -83,6 +84,7 @@ async fn attempt(
     outcomes: &mut Vec<Outcome>,
 ) -> Result<(), Stop> {
     let patience = means.reply_timeout / 2;
+    c.chunking &= c.takes_chunks() != Some(false); // that may be known since the greeting
     let mut mail = format!("MAIL FROM:<{}>", message.envelope.sender);
     if c.size {
         mail += &format!(" SIZE={}", message.size);
@@ -201,14 +203,14 @@ async fn attempt(
 /// Whether a destination answers a chunk as a command that it does not know, though it offered to take them: no word on the message.
 /// It takes what the chunk holds for commands, so the connection ends, and the next one does without.
 fn is_unknown(c: &Connection, reply: &Received) -> bool {
-    let is_unknown = c.chunking && matches!(reply.code, 500 | 502 | 503 | 504);
+    let is_unknown = c.chunking && matches!(reply.code, 500..=504);
     if is_unknown {
         tracing::warn!(
             host = c.host.name,
             reply = reply.one_line(),
             "CHUNKING was offered, and BDAT is unknown"
         );
-        c.takes_no_chunks();
+        c.note_chunks(false);
     }
     is_unknown
 }
@@ -247,36 +249,65 @@ async fn send_data(means: &Means<'_>, c: &mut Connection, message: &Message) -> 
     Ok(Sent::AllButTheEnd(permit(means).await?, b".\r\n".to_vec()))
 }
 
-/// Sends the message up to its last chunk: a message of one body is one chunk, and else the last chunk is a short one.
+/// Sends the message up to the last octet of its last chunk. A message of one body is one chunk, and else the last chunk is a short one. A
+/// host of which it is not known that it takes chunks gets one with nothing but our own trace header's first line before that: if it
+/// takes what a chunk holds for commands, it holds none.
 async fn send_chunks(means: &Means<'_>, c: &mut Connection, message: &Message) -> Result<Sent, Stop> {
-    let is_one = message.bodies.len() == 1;
-    let first = if is_one { 0 } else { message.size.saturating_sub(CHUNK_BYTES as u64) };
-    if first > 0 {
-        c.send(format!("BDAT {first}\r\n").as_bytes()).await?;
-    }
-    let (mut left, mut rest) = (first, Vec::new());
-    for index in &message.bodies {
-        let octets = read(means, message, *index)?;
-        let now = usize::try_from(left).map_or(octets.len(), |left| left.min(octets.len()));
-        for part in octets[..now].chunks(CHUNK_BYTES) {
-            c.send(part).await?;
+    let is_known = c.takes_chunks() == Some(true);
+    let (mut lengths, mut begun) = (VecDeque::new(), 0);
+    let (mut left, mut rest) = (0, Vec::new());
+    for (n, index) in message.bodies.iter().enumerate() {
+        let mut octets = read(means, message, *index)?;
+        if n == 0 {
+            let line = memchr::memchr(b'\n', &octets).map_or(0, |at| at as u64 + 1);
+            lengths.extend(Some(line).filter(|line| !is_known && *line > 0));
+            begun = lengths.iter().sum();
+            let more = message.size.saturating_sub(begun + CHUNK_BYTES as u64);
+            lengths.extend(Some(more).filter(|more| message.bodies.len() > 1 && *more > 0));
         }
-        left -= now as u64;
-        rest.extend_from_slice(&octets[now..]);
+        while !octets.is_empty() {
+            if left == 0 {
+                let Some(length) = lengths.pop_front() else {
+                    rest.extend_from_slice(&octets);
+                    break;
+                };
+                c.send(format!("BDAT {length}\r\n").as_bytes()).await?;
+                left = length;
+            }
+            let now = usize::try_from(left).map_or(octets.len(), |left| left.min(octets.len()));
+            for part in octets.split_to(now).chunks(CHUNK_BYTES) {
+                c.send(part).await?;
+            }
+            left -= now as u64;
+            if left == 0 {
+                let reply = match c.reply(means.reply_timeout).await {
+                    // Whoever hangs up on its first chunk is taken for one that does not know them: DATA is known to all.
+                    Err(why) if !is_known => {
+                        c.note_chunks(false);
+                        return Err(why.into());
+                    }
+                    reply => reply?,
+                };
+                if meaning(Stage::End, reply.code) != Meaning::Good {
+                    return Ok(Sent::Refused(Stage::End, reply));
+                }
+                c.note_chunks(true);
+            }
+        }
     }
-    if left > 0 || !is_one && rest.len() > CHUNK_BYTES {
+    if left > 0
+        || !lengths.is_empty()
+        || message.bodies.len() > 1 && rest.len() as u64 > begun + CHUNK_BYTES as u64
+    {
         // What was announced is not what is here: the queue lets no such message in.
         tracing::error!(id = %message.id, size = message.size, "a message is not as long as it should be");
         return Err(Stop::Broken(Broken("4.3.0 local error: the message's length is wrong".into())));
     }
-    if first > 0 {
-        let reply = c.reply(means.reply_timeout).await?;
-        if meaning(Stage::End, reply.code) != Meaning::Good {
-            return Ok(Sent::Refused(Stage::End, reply));
-        }
-    }
-    let mut end = format!("BDAT {} LAST\r\n", rest.len()).into_bytes();
-    end.append(&mut rest);
+    // The permit is for a moment, and the last chunk may take longer.
+    let mut last = format!("BDAT {} LAST\r\n", rest.len()).into_bytes();
+    last.append(&mut rest);
+    let end = last.split_off(last.len() - 1);
+    c.send(&last).await?;
     Ok(Sent::AllButTheEnd(permit(means).await?, end))
 }
 
@@ -307,7 +338,8 @@ async fn permit(means: &Means<'_>) -> Result<FinalDotPermit, Stop> {
     }
 }
 
-/// The final dot, or the last chunk, goes out on a permit and nothing else.
+/// The final dot, or the last octet of the last chunk, goes out on a permit and nothing else. Of an empty last chunk that is the LF of its
+/// command.
 async fn send_end(
     c: &mut Connection,
     _permit: FinalDotPermit,

@@ -190,7 +190,11 @@ async fn converse(shared: &Shared, mut client: Client) -> Ended {
                 note_error(&mut session, said)
             }
             Action::Chunk { transaction, octets, last } => {
-                client.send_before(octets, &mut replies).await?;
+                match last {
+                    // What was said to a message before this one waits for nothing.
+                    true => client.send(&std::mem::take(&mut replies)).await?,
+                    false => client.send_before(octets, &mut replies).await?,
+                }
                 let begun = transaction.map(|of| (Incoming::chunks(shared, &client, &of), of));
                 let (mut incoming, of) = begun.or(message.take()).ok_or("a chunk of no message")?;
                 match incoming.chunk(shared, &mut client, octets, last).await? {
@@ -229,7 +233,12 @@ fn note_error(session: &mut Session, said: Option<Reply>) -> Option<Reply> {
 fn log_refusal(shared: &Shared, client: &Client, session: &Session, line: &[u8], reply: &Reply) {
     let verb: String = line.iter().take_while(|b| b.is_ascii_alphabetic()).map(|b| *b as char).collect();
     let verb = verb.to_ascii_uppercase();
-    if !matches!(verb.as_str(), "RCPT" | "MAIL" | "DATA" | "BDAT") {
+    let is_told = match verb.as_str() {
+        "RCPT" | "MAIL" | "DATA" => true,
+        "BDAT" => !matches!(reply.code(), 503 | 530),
+        _ => false,
+    };
+    if !is_told {
         return;
     }
     let argument = String::from_utf8_lossy(line);
@@ -279,9 +288,11 @@ impl Client {
                 })
             }
             None if self.buffer.len() > LINE_BYTES_MAX => {
-                // Keep one octet more than a line may have, so that its end is still seen as that of a long line.
-                let excess = self.buffer.len() - LINE_BYTES_MAX;
+                // Keep one octet more than a line may have, so that its end is still seen as that of a long line; and its verb.
+                let (excess, verb) =
+                    (self.buffer.len() - LINE_BYTES_MAX, [0, 1, 2, 3].map(|n| self.buffer[n]));
                 drop(self.buffer.split_to(excess - 1));
+                self.buffer[..verb.len()].copy_from_slice(&verb);
                 None
             }
             None => None,

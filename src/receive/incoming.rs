@@ -271,6 +271,7 @@ impl Incoming {
             return Ok(Received::Refused(reply));
         }
         if !last {
+            self.held.shrink_to(self.octets.len()); // it may be long until the next one
             return Ok(Received::Part);
         }
         Ok(Received::Whole {

@@ -110,13 +110,15 @@ pub struct Session {
     state: State,
     tls: bool,
     errors: u32,
+    /// Whether the message's transaction is over and more of its chunks may be on their way.
+    chunks_come: bool,
 }
 
 impl Session {
     /// A session at its beginning, and the greeting.
     pub fn new(settings: std::sync::Arc<Settings>, tls: bool) -> (Session, Reply) {
         let greeting = Reply::plain(220, vec![format!("{} ESMTP Holdfast", settings.hostname)]);
-        (Session { settings, state: State::Connected, tls, errors: 0 }, greeting)
+        (Session { settings, state: State::Connected, tls, errors: 0, chunks_come: false }, greeting)
     }
 
     /// The same connection after a TLS handshake: everything said before is forgotten (RFC 3207 §4.2).
@@ -164,13 +166,14 @@ impl Session {
     pub fn chunk_refused(&mut self) {
         if let State::Chunks { helo, .. } = &self.state {
             self.state = State::Greeted { helo: helo.clone() };
+            self.chunks_come = true;
         }
     }
 
     /// Answers a command line without its CR LF.
     pub fn line(&mut self, line: &[u8], world: &dyn World) -> (Reply, Action) {
         let (reply, action) = match command::parse(line) {
-            Err(BadCommand::Chunk) => (refusal(BadCommand::Chunk), Action::Close),
+            Err(bad) if may_begin_a_chunk(line) => (refusal(bad), Action::Close),
             parsed if self.must_encrypt() && !may_be_in_the_clear(line) => {
                 let reply = Reply::new(530, "5.7.0", "Must issue a STARTTLS command first");
                 match parsed {
@@ -187,14 +190,13 @@ impl Session {
     /// Answers a line that was too long or not ended by CR LF. After one that may be BDAT, what is a command cannot be told from what is a
     /// chunk.
     pub fn bad_line(&mut self, line: &[u8], why: &str) -> (Reply, Action) {
-        let is_chunk = line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"));
-        let action = if is_chunk { Action::Close } else { Action::Continue };
+        let action = if may_begin_a_chunk(line) { Action::Close } else { Action::Continue };
         self.judge(Reply::new(500, "5.5.2", why), action)
     }
 
     fn judge(&mut self, reply: Reply, action: Action) -> (Reply, Action) {
         // Chunks that were on their way when one was refused are no new errors.
-        if reply.code() >= 500 && !matches!(action, Action::Discard(_)) {
+        if reply.code() >= 500 && !(self.chunks_come && matches!(action, Action::Discard(_))) {
             self.errors += 1;
             if self.errors > ERRORS_MAX {
                 let text = format!("{} Error: too many errors", self.settings.hostname);
@@ -207,6 +209,7 @@ impl Session {
     fn command(&mut self, command: Command, world: &dyn World) -> (Reply, Action) {
         let simple = |code, enhanced, text: &str| (Reply::new(code, enhanced, text), Action::Continue);
         let out_of_order = || simple(503, "5.5.1", "Error: bad sequence of commands");
+        self.chunks_come &= matches!(command, Command::Bdat { .. } | Command::Noop);
         match command {
             Command::Ehlo(name) => {
                 self.state = State::Greeted { helo: (name, true) };
@@ -265,6 +268,7 @@ impl Session {
             State::Chunks { helo, sender } => (helo, sender, None),
             State::Mail { refused: Some(why), helo, .. } => {
                 self.state = State::Greeted { helo };
+                self.chunks_come = true;
                 return (nobody(why), Action::Discard(octets));
             }
             state => {
@@ -352,6 +356,11 @@ impl Session {
         }
         (Reply::new(250, "2.1.5", "Ok"), Action::Continue)
     }
+}
+
+/// Whether octets may follow this line that are no command.
+fn may_begin_a_chunk(line: &[u8]) -> bool {
+    line.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"BDAT"))
 }
 
 /// Commands that are answered where TLS is required and has not begun (RFC 3207 §4): no others are, malformed and unknown ones included.
@@ -469,7 +478,9 @@ mod tests {
         assert_eq!(of.recipients.len(), 1);
         assert_eq!(action("BDAT 8"), Action::Chunk { transaction: None, octets: 8, last: false });
         assert_eq!(action("BDAT 9 LAST"), Action::Chunk { transaction: None, octets: 9, last: true });
-        assert_eq!(action("BDAT seven"), Action::Close);
+        for line in ["BDAT seven", "BDAT\t7", "BDAT 7\0 LAST", "BDAT 7\r LAST", "bdat", "BDATA 7"] {
+            assert_eq!(action(line), Action::Close, "{line:?}");
+        }
         assert_eq!(session.bad_line(b"bdat 7\n", "Error: bare LF").1, Action::Close);
     }
 
@@ -486,6 +497,15 @@ mod tests {
             assert_eq!((reply.code(), action), (503, Action::Discard(5)));
         }
         assert_eq!(session.line(b"MAIL FROM:<a@b.example>", &Open).0.code(), 250);
+        // Those of no message are.
+        session.line(b"RSET", &Open);
+        for _ in 0..ERRORS_MAX {
+            assert_eq!(session.line(b"BDAT 0", &Open).0.code(), 503);
+        }
+        assert_eq!(
+            session.line(b"BDAT 0", &Open),
+            (Reply::new(421, "4.7.0", "mx.test Error: too many errors"), Action::Close)
+        );
     }
 
     #[test]
