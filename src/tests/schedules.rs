@@ -1,4 +1,4 @@
-//! Every schedule of one message between a sender, two leaders in turn and a customer, by exhaustion (stateright): acknowledgement, withdrawal and
+//! Every schedule of one message between a sender, two or three leaders in turn and a customer, by exhaustion (stateright): acknowledgement, withdrawal and
 //! delivery, with leaders that die, are paused, or hand over at any moment.
 //!
 //! What is decided is decided by the product's own code: the queue's `apply`, `admit` and `open`, the rule of placement, the lease. What is
