@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use jepsen_style_tests::checkers::{NAME, judge};
-use jepsen_style_tests::customer::Customer;
+use jepsen_style_tests::customer::{Chunks, Customer};
 use jepsen_style_tests::history::Outcome;
 use jepsen_style_tests::nodes::Nodes;
 use jepsen_style_tests::sender::{Client, message};
@@ -45,18 +45,25 @@ fn p7_odd_messages_arrive_as_they_were_sent() {
     judge(&history, &customer.taken()).assert_good();
 }
 
-/// Sends the text files of a directory of real mail, with the line ends of mail, and compares what arrives.
+/// Sends the text files of a directory of real mail, with the line ends of mail, and compares what arrives behind DATA and in chunks.
 fn real_mail_arrives(dir: &std::path::Path) {
-    let Ok(entries) = std::fs::read_dir(dir) else {
+    if !dir.is_dir() {
         assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "{} is not here", dir.display());
         eprintln!("skipped: {} is not here; this run does not count", dir.display());
         return;
-    };
+    }
+    for chunks in [Chunks::NotOffered, Chunks::Taken] {
+        real_mail_arrives_by(dir, chunks);
+    }
+}
+
+fn real_mail_arrives_by(dir: &std::path::Path, chunks: Chunks) {
     let customer = Customer::start();
+    customer.set_chunks(chunks);
     let nodes = Nodes::start_all(customer.address());
     let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
     let mut history = Vec::new();
-    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.path()).collect();
     files.sort();
     for path in files.iter().filter(|p| p.extension().is_some_and(|e| e == "txt")) {
         let mut lines = std::fs::read(path).unwrap();
