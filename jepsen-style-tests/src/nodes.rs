@@ -156,11 +156,17 @@ impl Nodes {
         self.groups.get(&id)
     }
 
-    /// Three running nodes that accept mail, with `test.example` routed to `customer`.
-    pub fn start_all(customer: &str) -> Nodes {
-        let mut nodes = Nodes::prepare(|_, text| text);
+    /// Three running nodes that accept mail, after `edit` has changed each node file.
+    pub fn start_with(edit: impl Fn(u64, String) -> String) -> Nodes {
+        let mut nodes = Nodes::prepare(edit);
         (1..=3).for_each(|id| nodes.start(id));
         nodes.wait_accepting();
+        nodes
+    }
+
+    /// Three running nodes that accept mail, with `test.example` routed to `customer`.
+    pub fn start_all(customer: &str) -> Nodes {
+        let nodes = Nodes::start_with(|_, text| text);
         nodes.route("test.example", customer);
         nodes
     }

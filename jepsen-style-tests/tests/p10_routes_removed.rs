@@ -34,9 +34,7 @@ fn p10_a_removed_route_holds_or_returns_mail_and_loses_none() {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
     // Held mail outlives this.
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[queue]", "[queue]\nlifetime = \"8s\""));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("[queue]", "[queue]\nlifetime = \"8s\""));
     nodes.route("test.example", away.address());
     nodes.route("client.test.example", customer.address());
     // Another domain has the same destination.

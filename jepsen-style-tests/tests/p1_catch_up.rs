@@ -15,9 +15,7 @@ use jepsen_style_tests::tools::{files_contain, program, wait_for};
 fn p1_a_follower_beyond_the_floor_gets_what_is_still_queued() {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
     nodes.route("test.example", customer.address());
     let leader = nodes.wait_leader();
     let asleep = (1..=3).find(|id| *id != leader).unwrap();
@@ -110,12 +108,10 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
     let bodies = (mib << 20) / body;
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| {
+    let mut nodes = Nodes::start_with(|_, text| {
         text.replace("[storage]", "[storage]\nkeep_entries = 50")
             .replace("segment_bytes = \"8MiB\"", "segment_bytes = \"64MiB\"")
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", away.address());
     let leader = nodes.wait_leader();
     let asleep = (1..=3).find(|id| *id != leader).unwrap();
@@ -229,9 +225,7 @@ fn p1_a_snapshot_that_breaks_off_goes_on_where_it_was() {
 fn p6_a_former_leader_keeps_nothing_for_its_snapshots() {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
     nodes.route("test.example", away.address());
     nodes.route("passes.example", customer.address());
     let leader = nodes.wait_leader();
@@ -301,12 +295,10 @@ fn p1_a_follower_that_missed_much_is_back_in_seconds() {
     let _sink = Ended(sink.unwrap());
     let away = Customer::start();
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| {
+    let mut nodes = Nodes::start_with(|_, text| {
         text.replace("[storage]", &format!("[storage]\nkeep_entries = {}", missed / 4))
             .replace("segment_bytes = \"8MiB\"", "segment_bytes = \"64MiB\"")
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", &format!("127.0.0.1:{port}"));
     let leader = nodes.wait_leader();
     let asleep = (1..=3).find(|id| *id != leader).unwrap();

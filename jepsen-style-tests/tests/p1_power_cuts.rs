@@ -54,12 +54,10 @@ fn p1_p3_power_cuts_under_load_lose_nothing() {
     }
     let cuts = std::env::var("HOLDFAST_POWER_CUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(CUTS);
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|id, text| {
+    let mut nodes = Nodes::start_with(|id, text| {
         let own = disks[id as usize - 1].path().join("data");
         text.replace(&format!("data_dir = \"data/node-{id}\""), &format!("data_dir = \"{}\"", own.display()))
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     let stop = Arc::new(AtomicBool::new(false));
     let history = Arc::new(Mutex::new(Vec::new()));

@@ -78,9 +78,7 @@ fn members(nodes: &Nodes) -> Vec<(u64, String)> {
 fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
     nodes.route("test.example", away.address());
     let mut history: Vec<Sent> = Vec::new();
     let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
@@ -167,9 +165,7 @@ fn p1_a_dead_node_is_replaced_under_a_new_id_while_mail_flows() {
 fn p9_a_damaged_node_asks_who_is_a_member_now() {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| text);
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text);
     nodes.route("test.example", away.address());
     let leader = nodes.wait_leader();
     let [gone, damaged] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else {
@@ -215,9 +211,7 @@ fn p9_a_damaged_node_asks_who_is_a_member_now() {
 #[test]
 fn p1_a_node_that_was_away_follows_a_leader_that_it_never_knew() {
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("[storage]", "[storage]\nkeep_entries = 50"));
     nodes.route("test.example", customer.address());
     let leader = nodes.wait_leader();
     let [goes, away] = [1, 2, 3].into_iter().filter(|id| *id != leader).collect::<Vec<_>>()[..] else {

@@ -104,11 +104,9 @@ fn p4_a_hangup_signal_reads_settings_again_and_ends_nothing() {
 #[test]
 fn egress_addresses_are_published() {
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|id, text| {
+    let nodes = Nodes::start_with(|id, text| {
         text.replace("[delivery]", &format!("[delivery]\nbind = [\"127.0.0.{id}\"]"))
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     let status = nodes.status().unwrap();
     for node in status["nodes"].as_array().unwrap() {

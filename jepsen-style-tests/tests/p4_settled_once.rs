@@ -13,12 +13,10 @@ use jepsen_style_tests::tools::wait_for;
 fn p4_who_is_settled_stays_settled_when_all_but_the_log_is_gone() {
     let customer = Customer::start();
     // Each later try is an hour away: only what is said here happens.
-    let mut nodes = Nodes::prepare(|_, text| {
+    let mut nodes = Nodes::start_with(|_, text| {
         text.replace("segment_bytes = \"8MiB\"", "segment_bytes = \"4MiB\"\nkeep_entries = 50")
             .replace("retry_min = \"1s\"\nretry_max = \"2s\"", "retry_min = \"1h\"\nretry_max = \"2h\"")
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     let mut client = Client::connect(1, &nodes.smtp(1)).unwrap();
     let sent = client.transact("both", &["late-settled", "defer-other"], &message("both", 900));

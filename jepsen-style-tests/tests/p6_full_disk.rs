@@ -24,13 +24,11 @@ fn p6_full_disks_refuse_and_drain() {
     }
     let customer = Customer::start();
     customer.set_down(true);
-    let mut nodes = Nodes::prepare(|id, text| {
+    let mut nodes = Nodes::start_with(|id, text| {
         let own = disks[id as usize - 1].path().join("data");
         text.replace(&format!("data_dir = \"data/node-{id}\""), &format!("data_dir = \"{}\"", own.display()))
             .replace("reserve_bytes = \"16MiB\"", "reserve_bytes = \"48MiB\"")
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     let mut history = Vec::new();
     let mut refused = 0;
@@ -122,7 +120,7 @@ fn p6_one_full_disk_stops_nobody() {
     let customer = Customer::start();
     customer.set_down(true);
     let small = 2;
-    let mut nodes = Nodes::prepare(|id, text| {
+    let mut nodes = Nodes::start_with(|id, text| {
         let text = text.replace("reserve_bytes = \"16MiB\"", "reserve_bytes = \"48MiB\"");
         let own = disk.path().join("data");
         match id == small {
@@ -130,8 +128,6 @@ fn p6_one_full_disk_stops_nobody() {
             false => text,
         }
     });
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     // The small one leads: whoever else does goes until it is its turn.
     for _ in 0..20 {

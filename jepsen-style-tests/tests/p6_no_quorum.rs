@@ -49,9 +49,7 @@ fn p6_two_of_three_nodes_down_means_no_250_and_nothing_lost() {
 #[test]
 fn p6_two_nodes_on_one_power_feed_are_not_enough() {
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|_, text| text.replace("power = \"B\"", "power = \"A\""));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let mut nodes = Nodes::start_with(|_, text| text.replace("power = \"B\"", "power = \"A\""));
     nodes.route("test.example", customer.address());
     let mut history = vec![send(&nodes, 1, "before")];
     assert_eq!(history[0].outcome, Outcome::Ok);
@@ -111,9 +109,7 @@ fn bad_directories_and_files_are_refused_untouched() {
     std::fs::create_dir_all(data.parent().unwrap()).unwrap();
     let run = |config: &str| holdfast(&["run", "--config", config]);
     {
-        let mut started = Nodes::prepare(|_, text| text);
-        (1..=3).for_each(|id| started.start(id));
-        started.wait_accepting();
+        let mut started = Nodes::start_with(|_, text| text);
         (1..=3).for_each(|id| started.kill(id));
         std::fs::rename(started.data(1), &data).unwrap();
     }

@@ -12,9 +12,7 @@ use jepsen_style_tests::tools::wait_for;
 #[test]
 fn p8_large_messages_share_little_memory() {
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[smtp]", "[smtp]\nreceive_memory = \"4MiB\""));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let nodes = Nodes::start_with(|_, text| text.replace("[smtp]", "[smtp]\nreceive_memory = \"4MiB\""));
     nodes.route("test.example", customer.address());
     // Together they want far more: each holds up to six pieces of 256 KiB.
     let senders: Vec<_> = (0..12)
@@ -55,9 +53,7 @@ fn kib(pid: u32, what: &str) -> usize {
 fn p8_unfinished_messages_stay_within_their_memory() {
     const CLIENTS: usize = 150;
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|_, text| text.replace("[smtp]", "[smtp]\nreceive_memory = \"4MiB\""));
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let nodes = Nodes::start_with(|_, text| text.replace("[smtp]", "[smtp]\nreceive_memory = \"4MiB\""));
     nodes.route("test.example", customer.address());
     let mut clients: Vec<Client> =
         (0..CLIENTS).map(|_| Client::connect(1, &nodes.smtp(1)).unwrap()).collect();

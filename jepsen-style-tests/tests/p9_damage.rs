@@ -23,9 +23,7 @@ struct Waiting {
 fn waiting() -> Waiting {
     let (customer, away) = (Customer::start(), Customer::start());
     away.set_down(true);
-    let mut nodes = Nodes::prepare(|_, text| text);
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
+    let nodes = Nodes::start_with(|_, text| text);
     nodes.route("test.example", customer.address());
     let mut history = Vec::new();
     let mut send = |nodes: &Nodes, names: Vec<String>, bytes: usize| {

@@ -168,7 +168,7 @@ fn swaks_over_starttls() {
 fn swaks_with_proxy_headers() {
     let Some(swaks) = program("swaks") else { return };
     let customer = Customer::start();
-    let mut nodes = Nodes::prepare(|_, text| text);
+    let nodes = Nodes::start_with(|_, text| text);
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (balanced, strict) = (free(), free());
     let file = nodes.config(1);
@@ -180,8 +180,6 @@ fn swaks_with_proxy_headers() {
              relay_networks = [\"192.0.2.0/24\"]\n"
         );
     std::fs::write(&file, text).unwrap();
-    (1..=3).for_each(|id| nodes.start(id));
-    nodes.wait_accepting();
     nodes.route("test.example", customer.address());
     nodes.route("*", customer.address());
     let run = |server: &str, version: &str, source: &str, to: &str| {

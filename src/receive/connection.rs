@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::Instrument;
 
-use super::incoming::{BYTES_PER_SECOND_MIN, Incoming, Received};
+use super::incoming::{Incoming, Received, is_too_slow};
 use super::intake::{Intake, Verdict, reply};
 use super::policy::{self, Network, Refusal, Right};
 use super::session::{Action, Session, Settings, Transaction, World};
@@ -127,10 +127,9 @@ async fn converse(shared: &Shared, mut client: Client) -> Ended {
     let mut replies = Vec::new();
     let mut message: Option<(Incoming, Transaction)> = None;
     loop {
-        let is_too_slow =
-            message.as_ref().is_some_and(|(incoming, _)| incoming.is_too_slow(shared.idle_timeout));
+        let is_slow = message.as_ref().is_some_and(|(incoming, _)| incoming.is_too_slow(shared.idle_timeout));
         let line = match client.take_line() {
-            _ if is_too_slow => return Err("chunks come too slowly".into()),
+            _ if is_slow => return Err("chunks come too slowly".into()),
             Some(line) => line,
             None => {
                 // Replies to pipelined commands go out together (RFC 2920 §3.2).
@@ -330,8 +329,7 @@ impl Client {
             if left == 0 {
                 return Ok(());
             }
-            let patience = idle_timeout + Duration::from_secs((octets - left) / BYTES_PER_SECOND_MIN);
-            if clock::now().saturating_duration_since(began) > patience {
+            if is_too_slow(began, octets - left, idle_timeout) {
                 return Err("a chunk comes too slowly".into());
             }
             timeout(idle_timeout, self.fill()).await.map_err(|_| "silent within a chunk")??;

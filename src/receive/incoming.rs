@@ -32,7 +32,13 @@ const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// More `Received` headers than this mean a loop (RFC 5321 §6.3).
 const HOPS_MAX: usize = 100;
 /// A client that sends data more slowly than this, after the time it may be silent, is let go.
-pub(super) const BYTES_PER_SECOND_MIN: u64 = 1024;
+const BYTES_PER_SECOND_MIN: u64 = 1024;
+
+/// Whether so many octets since then are fewer than a client has to send.
+pub(super) fn is_too_slow(began: Instant, octets: u64, idle_timeout: Duration) -> bool {
+    let patience = idle_timeout + Duration::from_secs(octets / BYTES_PER_SECOND_MIN);
+    clock::now().saturating_duration_since(began) > patience
+}
 
 /// Memory that a message under way holds, in steps.
 #[derive(Default)]
@@ -188,8 +194,7 @@ impl Incoming {
 
     /// Whether it has come more slowly than a message may; what it holds others wait for.
     pub(super) fn is_too_slow(&self, idle_timeout: Duration) -> bool {
-        let patience = idle_timeout + Duration::from_secs(self.size / BYTES_PER_SECOND_MIN);
-        clock::now().saturating_duration_since(self.began) > patience
+        is_too_slow(self.began, self.size, idle_timeout)
     }
 
     /// Reads the next chunk, of so many octets; the message ends with the last one.
