@@ -201,7 +201,6 @@ fn serve(stream: TcpStream, shared: &Shared, chunks: Chunks) -> std::io::Result<
     }
 }
 
-/// Reads data octet by octet, so that it shares no cleverness with the product: lines end with CR LF, one leading dot goes.
 /// All of a message is here: what is said to it. Nothing if the connection is to end without a word.
 fn take(shared: &Shared, recipients: &mut Vec<String>, octets: Vec<u8>) -> Option<&'static str> {
     let first = recipients[0].clone();
@@ -221,6 +220,7 @@ fn take(shared: &Shared, recipients: &mut Vec<String>, octets: Vec<u8>) -> Optio
     }
 }
 
+/// Reads data octet by octet, so that it shares no cleverness with the product: lines end with CR LF, one leading dot goes.
 fn data(reader: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut octets = Vec::new();
     let mut line = Vec::new();

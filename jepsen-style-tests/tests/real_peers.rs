@@ -168,18 +168,15 @@ fn swaks_over_starttls() {
 fn swaks_with_proxy_headers() {
     let Some(swaks) = program("swaks") else { return };
     let customer = Customer::start();
-    let nodes = Nodes::start_with(|_, text| text);
     let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (balanced, strict) = (free(), free());
-    let file = nodes.config(1);
-    let text = std::fs::read_to_string(&file).unwrap()
-        + &format!(
-            "\n[[smtp.listener]]\nname = \"balanced\"\naddress = \"{balanced}\"\nproxy_from = [\"127.0.0.0/8\"]\n\
-             relay_networks = [\"192.0.2.0/24\"]\n\n\
-             [[smtp.listener]]\nname = \"strict\"\naddress = \"{strict}\"\nproxy_from = [\"203.0.113.0/24\"]\n\
-             relay_networks = [\"192.0.2.0/24\"]\n"
-        );
-    std::fs::write(&file, text).unwrap();
+    let listeners = format!(
+        "\n[[smtp.listener]]\nname = \"balanced\"\naddress = \"{balanced}\"\nproxy_from = [\"127.0.0.0/8\"]\n\
+         relay_networks = [\"192.0.2.0/24\"]\n\n\
+         [[smtp.listener]]\nname = \"strict\"\naddress = \"{strict}\"\nproxy_from = [\"203.0.113.0/24\"]\n\
+         relay_networks = [\"192.0.2.0/24\"]\n"
+    );
+    let nodes = Nodes::start_with(|id, text| if id == 1 { text + &listeners } else { text });
     nodes.route("test.example", customer.address());
     nodes.route("*", customer.address());
     let run = |server: &str, version: &str, source: &str, to: &str| {
