@@ -207,7 +207,7 @@ pub(crate) async fn notice_loss(
 
 /// Waits until this node has what it may have acknowledged, and has applied what its leader knows to be committed.
 pub(crate) async fn catch_up(cluster: &Cluster) {
-    let mut said = false;
+    tracing::warn!("this node holds back until it has from its leader what it lost");
     let mut target = None;
     loop {
         if target.is_none() {
@@ -219,14 +219,8 @@ pub(crate) async fn catch_up(cluster: &Cluster) {
         }
         let applied = *cluster.inner.applied.borrow();
         if target.is_some_and(|target| applied >= target) && cluster.inner.log.doubt().is_none() {
-            if said {
-                tracing::info!(applied, "this node has what it lost, and holds back no more");
-            }
+            tracing::info!(applied, "this node has what it lost, and holds back no more");
             return;
-        }
-        if !said {
-            tracing::warn!("this node holds back until it has from its leader what it lost");
-            said = true;
         }
         tokio::time::sleep(AGAIN).await;
     }

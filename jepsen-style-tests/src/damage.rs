@@ -144,15 +144,20 @@ impl OldCopy {
         Ok(OldCopy(all.filter_map(|path| Some((path.clone(), std::fs::read(path).ok()?))).collect()))
     }
 
-    /// Puts one file back of those that are other than they were. Says which; nothing if there is none.
+    /// Puts one file back, of those that records were added to since if there are any: one that is other only for what was erased since
+    /// lacks nothing. Says which; nothing if all are as they were.
     ///
     /// # Errors
     /// If it cannot be written.
     pub(crate) fn put_back(&self, random: &mut Random) -> std::io::Result<Option<String>> {
-        let is_other =
-            |(path, octets): &&(PathBuf, Vec<u8>)| std::fs::read(path).is_ok_and(|now| now != *octets);
-        let changed: Vec<_> = self.0.iter().filter(is_other).collect();
-        let Some((path, octets)) = (!changed.is_empty()).then(|| *random.pick(&changed)) else {
+        let now = |path: &Path| std::fs::read(path).unwrap_or_default();
+        let changed: Vec<_> =
+            self.0.iter().filter(|(path, octets)| path.exists() && now(path) != *octets).collect();
+        let has_more =
+            |(path, octets): &&&(PathBuf, Vec<u8>)| headers(&now(path)).last() > headers(octets).last();
+        let grown: Vec<_> = changed.iter().filter(has_more).copied().collect();
+        let among = if grown.is_empty() { changed } else { grown };
+        let Some((path, octets)) = (!among.is_empty()).then(|| *random.pick(&among)) else {
             return Ok(None);
         };
         std::fs::write(path, octets)?;
@@ -252,10 +257,18 @@ mod tests {
         let dir = directory();
         let copy = OldCopy::of(dir.path()).unwrap();
         assert_eq!(copy.put_back(&mut Random::new(1)).unwrap(), None);
-        let path = dir.path().join("segment-000002");
-        let old = std::fs::read(&path).unwrap();
-        std::fs::write(&path, "later").unwrap();
-        assert_eq!(copy.put_back(&mut Random::new(1)).unwrap().unwrap(), "segment-000002 is an old copy");
-        assert_eq!(std::fs::read(&path).unwrap(), old);
+        // Octets of one were erased since, and another one has records more.
+        let (erased, grown) = (dir.path().join("segment-000001"), dir.path().join("segment-000002"));
+        let (whole, old) = (std::fs::read(&erased).unwrap(), std::fs::read(&grown).unwrap());
+        std::fs::write(&erased, [&whole[..1000], &[0; 500], &whole[1500..]].concat()).unwrap();
+        std::fs::write(&grown, [&old[..], MAGIC, &[1; 3000]].concat()).unwrap();
+        for seed in 0..20 {
+            let said = copy.put_back(&mut Random::new(seed)).unwrap();
+            let expected =
+                if seed == 0 { "segment-000002 is an old copy" } else { "segment-000001 is an old copy" };
+            assert_eq!(said.unwrap(), expected);
+            std::fs::write(&erased, [&whole[..1000], &[0; 500], &whole[1500..]].concat()).unwrap();
+        }
+        assert_eq!(std::fs::read(&grown).unwrap(), old);
     }
 }
