@@ -209,6 +209,12 @@ impl Relay {
         Ok(listeners)
     }
 
+    /// As an operator asks for it.
+    #[cfg(test)]
+    pub(crate) async fn hand_over(&self, to: u64, patience: Duration) {
+        self.delivery.hand_over(Some(to), patience).await;
+    }
+
     /// Takes nothing new, ends what is under way, and hands leadership over.
     pub(crate) async fn stop(&self, cluster: &Cluster) {
         self.moving.iter().for_each(tokio::task::JoinHandle::abort);

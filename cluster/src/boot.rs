@@ -212,7 +212,7 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             found,
             applied: applied.clone(),
             promise,
-            votes_from: began + promise,
+            votes_from: crate::lease::votes_from(began, promise),
             handed_over: AtomicU64::new(0),
             prepared: Mutex::new(!pristine),
             starts: recovered.boots,
@@ -289,8 +289,9 @@ async fn boot(settings: Settings, machine: Arc<Mutex<dyn Machine>>) -> Result<Cl
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    let votes_from = cluster.inner.votes_from;
     tokio::spawn(async move {
-        tokio::time::sleep_until((began + promise).into()).await;
+        tokio::time::sleep_until(votes_from.into()).await;
         raft.runtime_config().elect(true);
     });
     Ok(cluster)

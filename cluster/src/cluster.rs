@@ -262,19 +262,17 @@ impl Cluster {
         now.checked_sub(openraft::Instant::elapsed(&*heard))
     }
 
-    /// Proof that this node may deliver now, if it leads and a quorum has answered it recently enough. A node that hands over has none
-    /// until its next term: whom it hands over to is voted for without regard to the promise.
+    /// Proof that this node may deliver now: see [`Lease`].
     pub fn permit(&self) -> Option<FinalDotPermit> {
-        let term = self.leading()?;
-        if self.inner.handed_over.load(Ordering::SeqCst) >= term.0 {
-            return None;
-        }
-        // Consensus hands over by itself when its leader is no member any more.
-        if !self.voters().contains(&self.inner.id) {
-            return None;
-        }
-        let quorum_heard = self.quorum_heard()?;
-        Lease { term, quorum_heard, promise: self.inner.promise }.permit(clock::now())
+        let lease = Lease {
+            leads: Some(self.leading()?),
+            applied: self.applied_term(),
+            handed_over: Term(self.inner.handed_over.load(Ordering::SeqCst)),
+            votes: self.voters().contains(&self.inner.id),
+            quorum_heard: self.quorum_heard(),
+            promise: self.inner.promise,
+        };
+        lease.permit(clock::now())
     }
 
     /// How long ago this node knew of a quorum: a leader spoke to it, or a majority followed it. A node that just started gets the benefit
@@ -285,11 +283,11 @@ impl Cluster {
         clock::now().saturating_duration_since(at)
     }
 
-    /// Whether an entry of this term is applied here.
-    pub(crate) fn has_applied_of(&self, term: Term) -> bool {
+    /// The term of the last entry that is applied here.
+    pub(crate) fn applied_term(&self) -> Option<Term> {
         let metrics = self.raft().data_metrics();
         let metrics = metrics.borrow_watched();
-        metrics.last_applied.is_some_and(|at| position(&at).term == term)
+        metrics.last_applied.map(|at| position(&at).term)
     }
 
     /// Whether all members together could satisfy placement at all.

@@ -51,7 +51,7 @@ impl Cluster {
     pub(crate) fn applied_as_leader(&self) -> Option<u64> {
         let term = self.permit()?.term();
         // Last, since more is safe.
-        self.has_applied_of(term).then(|| *self.inner.applied.borrow())
+        (self.applied_term() == Some(term)).then(|| *self.inner.applied.borrow())
     }
 
     /// As of when this node's state lacks nothing that was committed. Nothing if that is not known since it started.

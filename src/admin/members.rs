@@ -78,14 +78,9 @@ impl Admin {
                 Some(_) => {}
             }
         }
-        // A transaction that does not end would be begun again by the next leader: then rather later.
-        let (delivery, cluster) = (self.delivery.clone(), self.cluster.clone());
+        let delivery = self.delivery.clone();
         // To its end, whatever becomes of the operator's connection: what was drained goes on.
-        let hand_over = tokio::spawn(async move {
-            let moved = delivery.drain(HAND_OVER).await && cluster.hand_over(to, HAND_OVER).await;
-            delivery.resume();
-            moved
-        });
+        let hand_over = tokio::spawn(async move { delivery.hand_over(to, HAND_OVER).await });
         let moved = hand_over.await.unwrap_or(false);
         match self.cluster.leader().filter(|leader| moved && to.is_none_or(|to| to == *leader)) {
             Some(leader) => Ok(json!({ "leader": leader })),

@@ -170,6 +170,14 @@ impl Delivery {
         self.draining.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Ends what is open and hands leadership over, each within `patience`. False if one of the two took too long: a transaction that does
+    /// not end would be begun again by the next leader, so this one goes on.
+    pub async fn hand_over(&self, to: Option<u64>, patience: Duration) -> bool {
+        let moved = self.drain(patience).await && self.cluster.hand_over(to, patience).await;
+        self.resume();
+        moved
+    }
+
     /// Tries these messages now, if this node leads.
     pub fn retry_now(&self, ids: Vec<MessageId>) {
         self.retry.send_modify(|wanted| wanted.extend(ids));
@@ -191,28 +199,24 @@ impl Delivery {
     /// Leads whenever this node is the leader, for as long as the node runs.
     pub async fn run(self: Arc<Self>) {
         loop {
-            let Some(term) = self.cluster.leading() else {
+            // Not before it knows all that was settled.
+            let Some(permit) = self.cluster.permit() else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            // Once this entry of the own term is applied, everything before it is.
-            let now = lock(&self.queue).now();
-            if self.tick(term, now).await {
-                self.lead(term).await;
-                lock(&self.queue).end_journal();
-                lock(&self.waits).clear();
-                lock(&self.held).clear();
-            } else {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            self.lead(permit.term()).await;
+            lock(&self.queue).end_journal();
+            lock(&self.waits).clear();
+            lock(&self.held).clear();
         }
     }
 
-    async fn tick(&self, term: Term, now: Tick) -> bool {
+    async fn tick(&self, term: Term, now: Tick) {
         let command = Command::Tick { now }.encode();
         let deadline = clock::after(Duration::from_secs(5));
         let fence = Fence::Term(term);
-        self.cluster.propose(command.into(), Bytes::new(), fence, false, deadline).await.is_ok()
+        // If it fails, there is another one in a moment.
+        drop(self.cluster.propose(command.into(), Bytes::new(), fence, false, deadline).await);
     }
 
     async fn lead(self: &Arc<Self>, term: Term) {
@@ -635,7 +639,7 @@ impl Delivery {
         let (put_off, ended): (Vec<u16>, Vec<u16>) =
             (put_off.iter().map(|o| o.recipient).collect(), ended.iter().map(|o| o.recipient).collect());
         // Under way first, let go then: at no moment may somebody else take them.
-        self.settle_with_notice(message, outcomes, number, Some(relay), Fence::Any).await;
+        self.settle_with_notice(message, outcomes, number, Some(relay), reign.term).await;
         self.let_go(message.id, &ended);
         if !put_off.is_empty() {
             let attempts = job.attempts + 1;
@@ -663,7 +667,7 @@ impl Delivery {
             let Some((message, job)) = self.take(reign, key) else { return };
             let outcomes = outcomes_of(&job, Fate::Failed, why);
             self.log_outcomes(&message, &outcomes, number, "none", Default::default());
-            self.settle_with_notice(&message, outcomes, number, None, Fence::Any).await;
+            self.settle_with_notice(&message, outcomes, number, None, reign.term).await;
             self.let_go(job.id, &job.recipients);
         }
         lock(&reign.scheduler).not_reached(key, self.now_ms(), clock::random());

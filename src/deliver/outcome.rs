@@ -78,18 +78,26 @@ impl Delivery {
         self.log.write(number, &lines);
     }
 
-    /// Settles outcomes; failures with a notice to the sender, in the same entry.
+    /// Settles outcomes; failures with a notice to the sender, in the same entry. That a copy was taken is a fact, and so is that it was put off;
+    /// that nobody takes it is decided by who leads: the next leader may be handing it off by now, to somebody who takes it.
     pub(super) async fn settle_with_notice(
         &self,
         message: &Message,
         outcomes: Vec<Outcome>,
         number: u64,
         relay: Option<&str>,
-        fence: Fence,
+        term: Term,
     ) {
-        let failures: Vec<Failure> = outcomes
+        let (failed, facts): (Vec<Outcome>, Vec<Outcome>) =
+            outcomes.into_iter().partition(|o| matches!(o.fate, Fate::Failed | Fate::Expired));
+        if !facts.is_empty() {
+            self.settler.settle(Settlement { outcomes: facts, notice: None, fence: Fence::Any }).await;
+        }
+        if failed.is_empty() {
+            return;
+        }
+        let failures: Vec<Failure> = failed
             .iter()
-            .filter(|o| matches!(o.fate, Fate::Failed | Fate::Expired))
             .map(|o| Failure {
                 address: message.envelope.recipients[o.recipient as usize].address.to_string(),
                 status: if o.fate == Fate::Expired { "5.4.7".into() } else { status(&o.reply) },
@@ -98,21 +106,19 @@ impl Delivery {
             })
             .collect();
         let mut notice = None;
-        if !failures.is_empty() {
-            // A notice is never answered with a notice (RFC 5321 §4.5.5, §6.1).
-            match &message.envelope.sender.0 {
-                Some(sender) => notice = Some(self.compose(message, sender, &failures)),
-                None => {
-                    let line = format!("{}: undeliverable notice discarded", message.id);
-                    self.log.line(number, Service::Bounce, line);
-                }
+        // A notice is never answered with a notice (RFC 5321 §4.5.5, §6.1).
+        match &message.envelope.sender.0 {
+            Some(sender) => notice = Some(self.compose(message, sender, &failures)),
+            None => {
+                let line = format!("{}: undeliverable notice discarded", message.id);
+                self.log.line(number, Service::Bounce, line);
             }
         }
         if let Some((n, _)) = &notice {
             let line = format!("{}: sender non-delivery notification: {}", message.id, n.id);
             self.log.line(number, Service::Bounce, line);
         }
-        self.settler.settle(Settlement { outcomes, notice, fence }).await;
+        self.settler.settle(Settlement { outcomes: failed, notice, fence: Fence::Term(term) }).await;
     }
 
     fn compose(
@@ -256,7 +262,7 @@ impl Delivery {
     async fn give_up(&self, term: Term, message: &Message, outcomes: Vec<Outcome>) {
         self.log_outcomes(message, &outcomes, 0, "none", Default::default());
         let recipients: Vec<u16> = outcomes.iter().map(|o| o.recipient).collect();
-        self.settle_with_notice(message, outcomes, 0, None, Fence::Term(term)).await;
+        self.settle_with_notice(message, outcomes, 0, None, term).await;
         let mut queue = lock(&self.queue);
         self.let_go(message.id, &recipients);
         // Its job was dropped if its turn came meanwhile; and the settlement may have failed already.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
 use super::customers;
-use super::mail::{Ledger, Told, octets_of};
+use super::mail::{Ledger, Told, is_long, octets_of};
 use super::relay::{self, NODES};
 use super::world::{Chance, World, lock};
 use crate::smtp::data::Encoder;
@@ -41,6 +41,42 @@ pub(super) fn stop(world: &World) {
     lock(&world.ledger).is_over = true;
 }
 
+/// A client sends a message to a node, one that comes in one piece; its number. Whatever is said to it is in the ledger, and before that
+/// [`Told::Nothing`].
+pub(super) fn send_to(world: &World, node: u64) -> Result<u64, String> {
+    let recipients = [customers::anybody()];
+    let number = {
+        let mut ledger = lock(&world.ledger);
+        loop {
+            let number = ledger.send(&recipients);
+            if !is_long(number) {
+                break number;
+            }
+        }
+    };
+    let (ledger, door) = (world.ledger.clone(), SocketAddr::from((relay::address(node), 25)));
+    let one = async move {
+        let told = match greet(door).await {
+            Some(mut c) => match send(&mut c, number, &recipients).await {
+                None => Told::Nothing,
+                Some(250) => Told::Accepted,
+                Some(_) => Told::Refused,
+            },
+            None => Told::Refused,
+        };
+        lock(&ledger).answered(number, told);
+    };
+    let spawned = world.others[&address()].within(world.now(), || drop(tokio::spawn(one)));
+    spawned.map(|()| number).ok_or_else(|| "the clients' host is down".into())
+}
+
+async fn greet(door: SocketAddr) -> Option<BufReader<Stream>> {
+    let mut c = BufReader::new(connect_from(None, door).await.ok()?);
+    let is_greeted =
+        reply(&mut c).await == Some(220) && command(&mut c, "EHLO client.test").await == Some(250);
+    is_greeted.then_some(c)
+}
+
 /// Each node takes a message now.
 pub(super) fn probe(world: &mut World) -> Result<(), String> {
     let taken = Arc::new(Mutex::new(Vec::new()));
@@ -63,11 +99,7 @@ pub(super) fn probe(world: &mut World) -> Result<(), String> {
 }
 
 async fn probe_once(door: SocketAddr, ledger: &Mutex<Ledger>) -> Told {
-    let Ok(stream) = connect_from(None, door).await else { return Told::Refused };
-    let mut c = BufReader::new(stream);
-    if reply(&mut c).await != Some(220) || command(&mut c, "EHLO client.test").await != Some(250) {
-        return Told::Refused;
-    }
+    let Some(mut c) = greet(door).await else { return Told::Refused };
     let recipients = [customers::anybody()];
     let number = lock(ledger).send(&recipients);
     let told = match send(&mut c, number, &recipients).await {

@@ -8,7 +8,8 @@ use holdfast_cluster::net::{Listener, Stream};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::sleep;
 
-use super::mail::Ledger;
+use super::hold::Saying;
+use super::mail::{Ledger, number_of};
 use super::relay;
 use super::world::{Chance, World, lock};
 use crate::smtp::data::Decoder;
@@ -116,6 +117,21 @@ async fn serve(
                 say(&mut c, "354 go").await?;
                 let octets = data(&mut c).await?;
                 node.into_iter().for_each(|node| ledger().handed_off(node));
+                let held = number_of(&octets)
+                    .zip(node)
+                    .and_then(|(message, node)| ledger().hold.dot(message, node, recipients.len()));
+                if let Some((number, saying)) = held {
+                    if saying == Saying::Taken {
+                        take(&mut ledger(), &recipients, &octets);
+                    }
+                    while ledger().hold.held(number).is_some() {
+                        sleep(std::time::Duration::from_millis(1)).await;
+                    }
+                    let said =
+                        if saying == Saying::Taken { "250 2.0.0 taken" } else { "554 5.7.1 not wanted" };
+                    say(&mut c, said).await?;
+                    continue;
+                }
                 let choice = if is_calm { 99 } else { chance.below(100) };
                 if choice < 4 {
                     say(&mut c, "451 4.3.0 not now").await?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use holdfast_storage::disk::sim::SimDisk;
 
 use super::customers::is_refused;
+use super::hold::Hold;
 use super::succession::Succession;
 use super::world::Chance;
 
@@ -77,6 +78,8 @@ pub(super) struct Ledger {
     pub(super) is_over: bool,
     /// Who leads and who hands off.
     pub(super) succession: Succession,
+    /// Hand-offs that stand still.
+    pub(super) hold: Hold,
     /// The time, for all hosts the same.
     pub(super) now: Duration,
     disks: Vec<SimDisk>,
@@ -91,6 +94,7 @@ impl Ledger {
             ambiguous: 0,
             is_over: false,
             succession: Succession::default(),
+            hold: Hold::default(),
             now: Duration::ZERO,
             disks,
         }
@@ -139,10 +143,7 @@ impl Ledger {
 
     /// A customer has taken a message for recipients; `octets` are what it got.
     pub(super) fn taken(&mut self, recipients: &[String], octets: &[u8]) {
-        let text = String::from_utf8_lossy(octets);
-        let numbers: Vec<&str> = text.split(MARK).skip(1).filter_map(|rest| rest.get(..16)).collect();
-        let number = numbers.first().and_then(|digits| Some(marked(u64::from_str_radix(digits, 16).ok()?)));
-        let Some((number, mail)) = number.and_then(|n| Some((n, self.mails.get_mut(&n)?))) else {
+        let Some((number, mail)) = number_of(octets).and_then(|n| Some((n, self.mails.get_mut(&n)?))) else {
             self.wrong.push(format!("a message that nobody sent came for {recipients:?}"));
             return;
         };
@@ -189,6 +190,13 @@ impl Ledger {
             }
         }
     }
+}
+
+/// The message that these octets carry.
+pub(super) fn number_of(octets: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(octets);
+    let digits = text.split(MARK).nth(1)?.get(..16)?;
+    Some(marked(u64::from_str_radix(digits, 16).ok()?))
 }
 
 /// 16 hexadecimal digits.

@@ -10,6 +10,8 @@
 
 mod clients;
 mod customers;
+mod handoffs;
+mod hold;
 mod host;
 mod judge;
 mod mail;

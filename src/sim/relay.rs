@@ -49,8 +49,10 @@ pub(super) struct Running {
 pub(super) enum Order {
     /// As after SIGTERM.
     Stop,
-    /// If it leads, it hands over to this one.
+    /// If it leads, it hands over to this one, whatever is open.
     HandOver(u64),
+    /// As after `cluster transfer`.
+    Transfer(u64),
 }
 
 /// What becomes of a node's process.
@@ -156,6 +158,9 @@ impl Files {
                 match order {
                     Order::HandOver(to) => {
                         cluster.hand_over(Some(to), Duration::from_secs(5)).await;
+                    }
+                    Order::Transfer(to) => {
+                        relay.hand_over(to, Duration::from_secs(10)).await;
                     }
                     Order::Stop => {
                         relay.stop(&cluster).await;

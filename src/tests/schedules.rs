@@ -1,5 +1,5 @@
 //! Every schedule of one message between a sender, two or three leaders in turn and a customer, by exhaustion (stateright): acknowledgement, withdrawal and
-//! delivery, with leaders that die, are paused, or hand over at any moment.
+//! delivery, with leaders that die, are paused, or hand over at any moment. What nodes know of who leads, and voters that restart: see `fencing`.
 //!
 //! What is decided is decided by the product's own code: the queue's `apply`, `admit` and `open`, the rule of placement, the lease. What is
 //! modelled is what they stand on: a log of which a prefix is committed, proposals that may be late, and time.
@@ -18,7 +18,7 @@ use holdfast_cluster::{LogIndex, LogPosition, Machine, Term};
 use stateright::{Checker, Model, Property};
 
 /// For so many ticks a follower keeps its promise to a leader it has heard.
-const PROMISE: u8 = 4;
+const PROMISE: u8 = 2;
 
 /// An entry of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,8 +41,8 @@ enum Hand {
     Nothing,
     /// A transaction for a recipient is open, before its final dot.
     Open(u8),
-    /// The customer has answered the dot: taken, or refused for good.
-    Answered {
+    /// The customer has the final dot, and has taken the copy or not.
+    PastDot {
         recipient: u8,
         taken: bool,
     },
@@ -57,6 +57,7 @@ struct Leader {
     has_opened: bool,
     /// Ticks since it sent what a quorum answered.
     silent: u8,
+    hands_over: bool,
 }
 
 /// The node that talks to the sender.
@@ -85,7 +86,7 @@ struct State {
     /// What stands in the leader's log behind them.
     tail: Vec<(u8, Entry)>,
     leader: Leader,
-    /// One before it that has not heard of its successor.
+    /// One before it: it was paused, or has handed over.
     old: Option<Leader>,
     /// Proposals on their way to a leader.
     network: Vec<Entry>,
@@ -114,12 +115,16 @@ enum Action {
     Commit,
     Place,
     Open(u8),
-    /// The final dot, and the customer's answer to it; none if the connection is lost behind it.
+    /// The final dot, upon which the customer takes the copy or refuses it.
     Dot {
         by_old: bool,
-        answer: Option<bool>,
+        taken: bool,
     },
-    Settle,
+    /// The customer's answer is read and its result proposed, unless the connection is lost before.
+    Settle {
+        by_old: bool,
+        is_lost: bool,
+    },
     Tick,
     Heartbeat,
     /// Another node leads; so much of the tail is in its log. The one before is dead, or paused.
@@ -219,8 +224,9 @@ impl State {
         queue
     }
 
-    fn is_ready(&self) -> bool {
-        self.log.contains(&(self.leader.term, Entry::First))
+    /// The term of the last entry that the leader has applied.
+    fn applied(&self) -> Option<u8> {
+        self.log.last().map(|(term, _)| *term)
     }
 
     fn is_placed(&self) -> bool {
@@ -245,11 +251,10 @@ impl State {
         let is_under_way = self.tail.iter().any(|(_, entry)| results.contains(entry));
         // A message of an earlier term is scheduled always, one of its own once it is placed.
         let is_due = self.accepted_in().is_some_and(|term| term != self.leader.term || self.is_placed());
-        self.is_ready()
-            && self.leader.hand == Hand::Nothing
+        self.leader.hand == Hand::Nothing
             && !is_under_way
             && is_due
-            && self.leader.permits()
+            && self.leader.permits(self.applied())
             && self.leaders_queue().open(id()).is_some_and(|m| m.pending().any(|n| n == u16::from(recipient)))
     }
 
@@ -281,22 +286,32 @@ impl State {
         self.tail.truncate(keep);
         let term = self.leader.term + 1;
         self.tail.push((term, Entry::First));
-        self.leader = Leader { term, hand: Hand::Nothing, has_opened: false, silent: 0 };
+        self.leader = Leader { term, ..Leader::FIRST };
     }
 
     /// Whether a hand-off took place that no committed entry tells of, nor one that `keep` of the tail will.
     fn loses_result(&self, recipient: u8, keep: usize) -> bool {
         let told = |entries: &[(u8, Entry)]| entries.iter().any(|(_, e)| *e == Entry::Delivered(recipient));
-        let in_hand = self.leader.hand == Hand::Answered { recipient, taken: true };
+        let in_hand = self.leader.hand == Hand::PastDot { recipient, taken: true };
         in_hand || told(&self.tail) && !told(&self.tail[..keep])
     }
 }
 
 impl Leader {
-    fn permits(&self) -> bool {
+    const FIRST: Leader =
+        Leader { term: 1, hand: Hand::Nothing, has_opened: false, silent: 0, hands_over: false };
+
+    fn permits(&self, applied: Option<u8>) -> bool {
         let (heard, unit) = (Instant::now(), Duration::from_millis(100));
-        let term = Term(u64::from(self.term));
-        let lease = Lease { term, quorum_heard: heard, promise: unit * u32::from(PROMISE) };
+        let term = |term: u8| Term(u64::from(term));
+        let lease = Lease {
+            leads: Some(term(self.term)),
+            applied: applied.map(term),
+            handed_over: term(if self.hands_over { self.term } else { 0 }),
+            votes: true,
+            quorum_heard: Some(heard),
+            promise: unit * u32::from(PROMISE),
+        };
         lease.permit(heard + unit * u32::from(self.silent)).is_some()
     }
 }
@@ -318,7 +333,7 @@ impl Model for Schedules {
         vec![State {
             log: vec![(1, Entry::First)],
             tail: Vec::new(),
-            leader: Leader { term: 1, hand: Hand::Nothing, has_opened: false, silent: 0 },
+            leader: Leader::FIRST,
             old: None,
             network: Vec::new(),
             receiver: Receiver::Idle,
@@ -342,13 +357,18 @@ impl Model for Schedules {
         may(!state.third_has_it && state.accepted_in().is_some(), Action::Place);
         (0..self.recipients).for_each(|n| may(state.may_open(n), Action::Open(n)));
         let is_bounded = state.taken.iter().all(|taken| *taken < self.taken_max);
-        let may_dot =
-            |leader: &Leader| matches!(leader.hand, Hand::Open(_)) && leader.permits() && is_bounded;
-        for answer in [Some(true), Some(false), None] {
-            may(may_dot(&state.leader), Action::Dot { by_old: false, answer });
-            may(state.old.as_ref().is_some_and(may_dot), Action::Dot { by_old: true, answer });
+        let leaders =
+            [(false, Some(state.leader), state.applied()), (true, state.old, state.old.map(|old| old.term))];
+        for (by_old, leader, applied) in leaders {
+            let Some(leader) = leader else { continue };
+            for yes in [true, false] {
+                let may_dot = matches!(leader.hand, Hand::Open(_)) && leader.permits(applied) && is_bounded;
+                may(may_dot, Action::Dot { by_old, taken: yes });
+                // What the old one had in hand is lost as it is.
+                let is_past = matches!(leader.hand, Hand::PastDot { .. });
+                may(is_past && !(by_old && yes), Action::Settle { by_old, is_lost: yes });
+            }
         }
-        may(matches!(state.leader.hand, Hand::Answered { .. }), Action::Settle);
         may(state.leader.silent < PROMISE, Action::Tick);
         may(state.leader.silent > 0, Action::Heartbeat);
         if state.leader.term < self.terms {
@@ -358,7 +378,8 @@ impl Model for Schedules {
                 may(is_free, Action::Elect { keep, is_dead: true });
                 may(is_free && state.old.is_none(), Action::Elect { keep, is_dead: false });
             }
-            may(state.leader.hand == Hand::Nothing && state.is_ready(), Action::Transfer);
+            // Whatever is open.
+            may(state.old.is_none() && state.applied() == Some(state.leader.term), Action::Transfer);
         }
     }
 
@@ -405,24 +426,24 @@ impl Model for Schedules {
             }
             Action::Place => state.third_has_it = true,
             Action::Open(n) => (state.leader.hand, state.leader.has_opened) = (Hand::Open(n), true),
-            Action::Dot { by_old, answer } => {
+            Action::Dot { by_old, taken } => {
                 let leader = if by_old { state.old.as_mut()? } else { &mut state.leader };
                 let Hand::Open(recipient) = leader.hand else { return None };
-                let n = usize::from(recipient);
-                state.taken[n] += u8::from(answer != Some(false));
+                leader.hand = Hand::PastDot { recipient, taken };
+                state.taken[usize::from(recipient)] += u8::from(taken);
                 state.two_at_once |= by_old;
-                state.lost_results[n] += u8::from(answer.is_none() || by_old && answer == Some(true));
-                leader.hand = match answer {
-                    Some(taken) if !by_old => Hand::Answered { recipient, taken },
-                    // It learns that it leads no more when it proposes the result.
-                    _ => Hand::Nothing,
-                };
             }
-            Action::Settle => {
-                let Hand::Answered { recipient, taken } = state.leader.hand else { return None };
+            Action::Settle { by_old, is_lost } => {
+                let leader = if by_old { state.old.as_mut()? } else { &mut state.leader };
+                let Hand::PastDot { recipient, taken } = leader.hand else { return None };
+                leader.hand = Hand::Nothing;
+                // What the old one had in hand was lost when another was elected.
+                state.lost_results[usize::from(recipient)] += u8::from(is_lost && taken && !by_old);
                 let entry = if taken { Entry::Delivered(recipient) } else { Entry::Failed(recipient) };
-                state.tail.push((state.leader.term, entry));
-                state.leader.hand = Hand::Nothing;
+                // That it was taken is a fact, which any leader commits; that it was refused counts in the term alone in which it was.
+                if !is_lost && (taken || !by_old) {
+                    state.tail.push((state.leader.term, entry));
+                }
             }
             Action::Tick => {
                 state.leader.silent += 1;
@@ -440,7 +461,13 @@ impl Model for Schedules {
                 }
                 state.elect(keep);
             }
-            Action::Transfer => state.elect(state.tail.len()),
+            Action::Transfer => {
+                for n in 0..self.recipients {
+                    state.lost_results[usize::from(n)] += u8::from(state.loses_result(n, state.tail.len()));
+                }
+                state.old = Some(Leader { hands_over: true, ..state.leader });
+                state.elect(state.tail.len());
+            }
         }
         Some(state)
     }
@@ -502,8 +529,25 @@ impl Model for Schedules {
                 state.leader.term == 2 && state.notices() > 0
             }),
             Property::sometimes("a paused leader comes back with a transaction open", |_, state: &State| {
-                state.old.is_some_and(|old| matches!(old.hand, Hand::Open(_)))
+                state.old.is_some_and(|old| matches!(old.hand, Hand::Open(_)) && !old.hands_over)
             }),
+            Property::sometimes(
+                "leadership is handed over with a transaction past its dot",
+                |_, state: &State| {
+                    state.old.is_some_and(|old| matches!(old.hand, Hand::PastDot { .. }) && old.hands_over)
+                },
+            ),
+            Property::sometimes(
+                "a copy was taken, its leader died, and a withdrawal at the next one finds that the message stands",
+                |_, state: &State| {
+                    state.taken[0] == 1
+                        && state.lost_results[0] == 1
+                        && state.old.is_none()
+                        && state.log.contains(&(state.leader.term, Entry::Withdraw))
+                        && state.receiver == Receiver::Asked(Entry::Accept { again: true })
+                        && state.is_waiting(0)
+                },
+            ),
         ];
         if self.recipients > 1 {
             properties.push(Property::sometimes(

@@ -93,6 +93,8 @@ struct World {
     link: Link,
     slow: BTreeMap<(IpAddr, IpAddr), Link>,
     cut: BTreeSet<(IpAddr, IpAddr)>,
+    /// Who is not let in, and by whom.
+    refused: BTreeSet<(IpAddr, IpAddr)>,
     /// Hosts without power.
     dark: BTreeSet<IpAddr>,
     doors: BTreeMap<SocketAddr, Door>,
@@ -173,8 +175,8 @@ impl World {
                 }
                 if through {
                     let door = self.doors.get_mut(&connection.ends[1]);
-                    let is_open = door.is_some();
-                    if let Some(door) = door {
+                    let is_open = door.is_some() && !self.refused.contains(&(client, server));
+                    if let Some(door) = door.filter(|_| is_open) {
                         door.waiting.push_back((id, connection.ends[0]));
                         door.waker.take().into_iter().for_each(Waker::wake);
                     }
@@ -242,6 +244,7 @@ impl Net {
             link,
             slow: BTreeMap::new(),
             cut: BTreeSet::new(),
+            refused: BTreeSet::new(),
             dark: BTreeSet::new(),
             doors: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -280,10 +283,16 @@ impl Net {
         self.world().cut.insert((from, to));
     }
 
+    /// New connections from one host to another are refused at once, as by a packet filter that rejects.
+    pub fn refuse(&self, from: IpAddr, to: IpAddr) {
+        self.world().refused.insert((from, to));
+    }
+
     /// All links are as they were made.
     pub fn mend(&self) {
         let mut world = self.world();
         world.cut.clear();
+        world.refused.clear();
         world.slow.clear();
     }
 
