@@ -69,16 +69,18 @@ impl Drop for Group {
     }
 }
 
-/// Removes groups whose names begin like this, if nobody is in them.
-pub(crate) fn sweep(prefix: &str) {
+/// Removes groups whose names begin like this, if nobody is in them. How many are left.
+pub(crate) fn sweep(prefix: &str) -> usize {
     let root = Path::new(ROOT);
+    let mut left = 0;
     for parent in [root.to_path_buf(), root.join("memory"), root.join("blkio")] {
         for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(prefix) {
-                drop(std::fs::remove_dir(entry.path()));
+                left += usize::from(std::fs::remove_dir(entry.path()).is_err());
             }
         }
     }
+    left
 }
 
 #[cfg(test)]

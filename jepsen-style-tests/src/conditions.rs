@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkers::is_refused;
 use crate::history::{Event, History, Outcome, Sent, What, Window};
 use crate::replacement::machine_of;
 use crate::run::PROBE;
 
 /// How long after its mending a fault still counts as happening, in milliseconds: its consequences come to light.
 const AFTERMATH: u64 = 15_000;
+
+/// While these last, nobody can be acknowledged.
+const STOPS_ALL: [&str; 4] = ["kill-two", "kill-all", "pause-two", "power-cut-all"];
 
 /// Something that has to have happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +47,11 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
     for name in names {
         let of_it: Vec<&Window> = windows.iter().filter(|w| w.fault.nemesis == name).collect();
         expect(format!("{name} was there"), !of_it.is_empty());
-        let during = of_it.iter().any(|w| oks.iter().any(|at| (w.from..w.to + AFTERMATH).contains(at)));
-        expect(format!("mail was acknowledged during or after {name}"), during);
+        let within = |more| of_it.iter().any(|w| oks.iter().any(|at| (w.from..w.to + more).contains(at)));
+        match STOPS_ALL.contains(&name) {
+            true => expect(format!("mail was acknowledged again after {name}"), within(AFTERMATH)),
+            false => expect(format!("mail was acknowledged during {name}"), within(0)),
+        }
         if ["kill-leader", "pause-leader", "isolate-leader", "transfer"].contains(&name) {
             let led = of_it.iter().any(|w| has_new_leader(history, w));
             expect(format!("somebody else led after {name}"), led);
@@ -56,20 +63,30 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
                 let refused = refused(|code| (400..500).contains(&code) && code != 452);
                 expect(format!("mail was refused for want of a second node after {name}"), refused);
             }
-            "kill-leader" => {
+            // A Postfix in between does not say when it sends its final dots.
+            "kill-leader" | "pause-leader"
+                if has(history, |what| matches!(what, What::Sent { dot: Some(_), .. })) =>
+            {
                 let owed = of_it.iter().any(|w| owed_a_reply(history, w));
-                expect("the leader was killed while it owed a reply to a final dot".into(), owed);
+                expect(format!("the leader owed a reply to a final dot when {name} came"), owed);
             }
             "flip-bits" | "damage-files" | "old-copy" => {
-                let repaired = has(history, |what| matches!(what, What::Repaired { .. }));
-                expect("a node got back what damage had taken".into(), repaired);
+                let repaired = of_it.iter().any(|w| was_repaired(history, w));
+                expect(format!("a node got back what {name} had taken"), repaired);
                 if name == "flip-bits" && of_it.iter().any(|w| mail_waited(history, w)) {
-                    let came =
-                        has(history, |what| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0));
-                    expect("a snapshot brought mail that waits".into(), came);
+                    expect(
+                        format!("a snapshot brought mail that waits after {name}"),
+                        brought_bodies(history),
+                    );
                 }
             }
             "replace-node" => {
+                if of_it.iter().any(|w| mail_waited(history, w)) {
+                    expect(
+                        format!("a snapshot brought mail that waits after {name}"),
+                        brought_bodies(history),
+                    );
+                }
                 let holds = has(
                     history,
                     |what| matches!(what, What::Custody(custody) if custody.nodes.iter().any(|id| machine_of(*id) != *id)),
@@ -88,7 +105,35 @@ pub(crate) fn conditions(history: &History, nemeses: &[String]) -> Vec<Condition
             _ => {}
         }
     }
+    // What a sender asked for that was acknowledged, and what has to come of it.
+    let acknowledged = |is_it: fn(&str) -> bool| {
+        let mut oks = history.sent().filter(|(_, sent)| sent.outcome == Outcome::Ok);
+        oks.any(|(_, sent)| sent.recipients.iter().any(|recipient| is_it(recipient)))
+    };
+    if acknowledged(is_refused) {
+        let told = has(history, |what| matches!(what, What::Notice(_)));
+        expect("a sender was told of a recipient whom nobody takes".into(), told);
+    }
+    if acknowledged(|recipient| recipient.starts_with("drop") || recipient.starts_with("reset")) {
+        let was = has(history, |what| matches!(what, What::Unanswered { .. }));
+        expect("a customer had a copy whole and did not say so".into(), was);
+    }
     conditions
+}
+
+/// Whether a node that a fault was done to had back what it had lost before the fault was over.
+fn was_repaired(history: &History, window: &Window) -> bool {
+    let during = history.events.iter().filter(|event| (window.from..=window.to).contains(&event.at));
+    let mut nodes = during.filter_map(|event| match event.what {
+        What::Repaired { node } => Some(node),
+        _ => None,
+    });
+    nodes.any(|node| window.fault.nodes.contains(&node))
+}
+
+/// Whether a snapshot had bodies with it.
+fn brought_bodies(history: &History) -> bool {
+    has(history, |what| matches!(what, What::Snapshot { bodies, .. } if *bodies > 0))
 }
 
 /// Whether such a thing happened.
@@ -96,12 +141,14 @@ fn has(history: &History, is_it: impl Fn(&What) -> bool) -> bool {
     history.events.iter().any(|event| is_it(&event.what))
 }
 
-/// Whether a node was killed between a sender's final dot and the reply, which never came.
+/// Whether a node was killed or stopped between a sender's final dot and the reply, which the killed one never sent.
 fn owed_a_reply(history: &History, window: &Window) -> bool {
+    let is_killed = window.fault.nemesis.starts_with("kill");
     history.events.iter().any(|event| match &event.what {
         What::Sent { dot: Some(dot), sent, .. } => {
             let is_open = *dot <= window.from && window.from <= event.at;
-            is_open && sent.outcome == Outcome::Unknown && window.fault.nodes.contains(&sent.node)
+            let was_silent = sent.outcome == Outcome::Unknown || !is_killed;
+            is_open && was_silent && window.fault.nodes.contains(&sent.node)
         }
         _ => false,
     })

@@ -7,6 +7,9 @@
 //! | `late` | 451 after the dot for the first try |
 //! | `no` | 554 after the dot |
 //! | `drop` | closes after the dot without a reply, once |
+//! | `reset` | the same, with a reset (RST) |
+//! | `stall` | takes it, and says so some seconds later |
+//! | `slow` | reads it slowly |
 //! | anything else | takes it |
 //!
 //! Every other connection is offered CHUNKING (RFC 3030).
@@ -16,10 +19,17 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::history::Taken;
 use crate::tools::lock;
+
+/// How long one that stalls waits with its reply to the final dot.
+const STALL: Duration = Duration::from_secs(4);
+/// A slow one reads so many octets, and then nothing for so long; in all it does not take longer than some seconds.
+const SIP: usize = 4096;
+const PAUSE: Duration = Duration::from_millis(20);
+const SIPS_MAX: usize = 150;
 
 /// What it does about chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +46,7 @@ pub enum Chunks {
 struct Shared {
     chunks: Mutex<Option<Chunks>>,
     taken: Mutex<Vec<(Instant, Taken)>>,
+    unanswered: Mutex<Vec<(Instant, String)>>,
     tries: Mutex<BTreeMap<String, usize>>,
     down: AtomicBool,
     connections: AtomicUsize,
@@ -106,6 +117,11 @@ impl Customer {
         std::mem::take(&mut *lock(&self.shared.taken))
     }
 
+    /// First recipients of copies that were here whole and to which nothing was said, with when; they are not told again.
+    pub(crate) fn drain_unanswered(&self) -> Vec<(Instant, String)> {
+        std::mem::take(&mut *lock(&self.shared.unanswered))
+    }
+
     /// How many copies were taken.
     pub fn count(&self) -> usize {
         lock(&self.shared.taken).len()
@@ -169,16 +185,17 @@ fn serve(stream: TcpStream, shared: &Shared, chunks: Chunks) -> std::io::Result<
             "DATA" if recipients.is_empty() => "554 5.5.1 no recipients\r\n",
             "DATA" => {
                 writer.write_all(b"354 go on\r\n")?;
-                match take(shared, &mut recipients, data(&mut reader)?) {
+                let octets = data(&mut slowed(&mut reader, &recipients))?;
+                match take(shared, &mut recipients, octets) {
                     Some(reply) => reply,
-                    None => return Ok(()),
+                    None => return end(reader.get_ref(), &recipients),
                 }
             }
             "BDAT" if chunks == Chunks::Taken => {
                 let mut words = line.split_whitespace().skip(1);
                 let length: u64 = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
                 // It may be longer than anybody means to send.
-                let came = reader.by_ref().take(length).read_to_end(&mut parts)?;
+                let came = slowed(&mut reader, &recipients).take(length).read_to_end(&mut parts)?;
                 if (came as u64) < length {
                     return Ok(());
                 }
@@ -187,7 +204,7 @@ fn serve(stream: TcpStream, shared: &Shared, chunks: Chunks) -> std::io::Result<
                     None => "250 2.0.0 go on\r\n",
                     Some(_) => match take(shared, &mut recipients, std::mem::take(&mut parts)) {
                         Some(reply) => reply,
-                        None => return Ok(()),
+                        None => return end(reader.get_ref(), &recipients),
                     },
                 }
             }
@@ -204,7 +221,8 @@ fn serve(stream: TcpStream, shared: &Shared, chunks: Chunks) -> std::io::Result<
 /// All of a message is here: what is said to it. Nothing if the connection is to end without a word.
 fn take(shared: &Shared, recipients: &mut Vec<String>, octets: Vec<u8>) -> Option<&'static str> {
     let first = recipients[0].clone();
-    if first.starts_with("drop") && tried(shared, &first) <= 1 {
+    if ["drop", "reset"].iter().any(|kind| first.starts_with(kind)) && tried(shared, &first) <= 1 {
+        lock(&shared.unanswered).push((Instant::now(), first));
         return None;
     }
     if first.starts_with("late") && tried(shared, &first) <= 1 {
@@ -216,7 +234,44 @@ fn take(shared: &Shared, recipients: &mut Vec<String>, octets: Vec<u8>) -> Optio
         let now = Instant::now();
         let copies = recipients.drain(..);
         taken.extend(copies.map(|recipient| (now, Taken::new(recipient, octets.clone()))));
+        drop(taken);
+        if first.starts_with("stall") {
+            std::thread::sleep(STALL);
+        }
         Some("250 2.0.0 taken\r\n")
+    }
+}
+
+/// Ends a connection without a word, as the first recipient wants it.
+fn end(stream: &TcpStream, recipients: &[String]) -> std::io::Result<()> {
+    if recipients.first().is_some_and(|first| first.starts_with("reset")) {
+        socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
+    }
+    Ok(())
+}
+
+/// A message for recipients of which the first reads slowly, or does not.
+fn slowed<'a>(reader: &'a mut BufReader<TcpStream>, recipients: &[String]) -> Slowed<'a> {
+    let is_slow = recipients.first().is_some_and(|first| first.starts_with("slow"));
+    Slowed { reader, until_pause: SIP, pauses: if is_slow { SIPS_MAX } else { 0 } }
+}
+
+struct Slowed<'a> {
+    reader: &'a mut BufReader<TcpStream>,
+    until_pause: usize,
+    pauses: usize,
+}
+
+impl Read for Slowed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.until_pause == 0 && self.pauses > 0 {
+            (self.until_pause, self.pauses) = (SIP, self.pauses - 1);
+            std::thread::sleep(PAUSE);
+        }
+        let most = if self.pauses > 0 { into.len().min(self.until_pause) } else { into.len() };
+        let came = self.reader.read(&mut into[..most])?;
+        self.until_pause = self.until_pause.saturating_sub(came);
+        Ok(came)
     }
 }
 

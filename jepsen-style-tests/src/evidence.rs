@@ -84,10 +84,21 @@ fn unstepped(at: i64, length: u64) -> (u64, bool) {
     (right.unwrap_or(at).max(0) as u64, right != Some(at))
 }
 
-/// What nodes wrote to standard error of threads that panicked, of damage that is mended, and of snapshots.
-pub(crate) fn told(nodes: &Nodes) -> Vec<What> {
-    let of = |node| nodes.stderr(node).lines().filter_map(|line| told_by(node, line)).collect::<Vec<_>>();
-    (1..=3).flat_map(of).collect()
+/// What the nodes wrote to standard error of threads that panicked, of damage that is mended, and of snapshots.
+pub(crate) fn read_stderr(nodes: &Nodes, epoch: std::time::SystemTime, record: &Record) {
+    let epoch = epoch.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    let began = Instant::now() - Duration::from_millis(record.now());
+    for id in 1..=3 {
+        // A panic is told without a time: it was when the line before was.
+        let mut at = 0;
+        for line in nodes.stderr(id).lines() {
+            let time = line.split(' ').next().and_then(milliseconds);
+            at = time.map_or(at, |time| unstepped(time - epoch, record.now()).0);
+            if let Some(what) = told_by(id, line) {
+                record.note_at(began + Duration::from_millis(at), what);
+            }
+        }
+    }
 }
 
 fn told_by(node: u64, line: &str) -> Option<What> {
@@ -132,13 +143,17 @@ fn custody_line(node: u64, line: &str) -> Option<(i64, What)> {
     Some((at, what))
 }
 
-/// A time as `2026-01-31T12:34:56.789+02:00`, since 1970.
+/// A time as `2026-01-31T12:34:56.789+02:00` or `2026-01-31T10:34:56.789012Z`, since 1970.
 fn milliseconds(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second, milli) = (number(11, 13)?, number(14, 16)?, number(17, 19)?, number(20, 23)?);
-    let sign = if text.get(23..24)? == "-" { -1 } else { 1 };
-    let ahead = if text.get(23..24)? == "Z" { 0 } else { sign * (number(24, 26)? * 60 + number(27, 29)?) };
+    let zone = 20 + text[20..].bytes().take_while(u8::is_ascii_digit).count();
+    let sign = if text.get(zone..=zone)? == "-" { -1 } else { 1 };
+    let ahead = match text.get(zone..=zone)? {
+        "Z" => 0,
+        _ => sign * (number(zone + 1, zone + 3)? * 60 + number(zone + 4, zone + 6)?),
+    };
     // Days of the proleptic Gregorian calendar: years that begin in March, so that the leap day is the last.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days =
@@ -162,6 +177,19 @@ mod tests {
         assert!(matches!(told, Some((1000, What::Erased { node: 2, lag: 800, .. }))), "{told:?}");
         assert!(
             custody_line(1, "2026-03-01T01:00:00.250+01:00 node-1 holdfast/qmgr[7]: 4F2A: removed").is_none()
+        );
+    }
+
+    #[test]
+    fn times_are_told_to_the_millisecond_and_finer() {
+        let same =
+            ["1970-01-01T01:00:00.250+01:00", "1970-01-01T00:00:00.250Z", "1970-01-01T00:00:00.250999Z"];
+        assert!(same.iter().all(|text| milliseconds(text) == Some(250)));
+        assert_eq!(milliseconds("1969-12-31T23:00:00.000-01:00"), Some(0));
+        assert!(
+            ["thread", "1970-01-01T00:00:00.250", "1970-01-01"]
+                .iter()
+                .all(|text| milliseconds(text).is_none())
         );
     }
 

@@ -125,6 +125,11 @@ pub enum What {
     },
     /// A customer took a copy.
     Taken(Taken),
+    /// A customer had all of a copy and ended the connection without a word: its sender cannot know whether it was taken.
+    Unanswered {
+        /// Local part of the first recipient.
+        recipient: String,
+    },
     /// A sender was told.
     Notice(Notice),
     /// A fault begins or ends.

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use crate::cgroup::Group;
 use crate::disk::SmallDisk;
 use crate::links::{Links, Unavailable};
-use crate::scratch::PREFIX;
+use crate::scratch::{self, PREFIX};
 use crate::wires::{Quality, Switch};
 
 /// Set in the process that runs inside.
@@ -62,7 +62,7 @@ fn again(words: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     if !possible.is_ok_and(|status| status.success()) {
         return None;
     }
-    let inside = secluded().arg(own).args(words).env(INSIDE, "1").status();
+    let inside = secluded().arg(own).args(words).env(INSIDE, "1").env(scratch::RUN, scratch::run()).status();
     Some(
         inside
             .ok()

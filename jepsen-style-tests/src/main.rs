@@ -11,7 +11,7 @@ use jepsen_style_tests::nemesis::{self, Needs, Nemesis};
 use jepsen_style_tests::random::Random;
 use jepsen_style_tests::verdict::{Answer, Judgement};
 use jepsen_style_tests::workload::{self, Workload};
-use jepsen_style_tests::{checkers, hosts, nodes, report, run, verdict};
+use jepsen_style_tests::{checkers, hosts, nodes, report, run, scratch, tools, verdict};
 
 /// Breaks a cluster of three nodes under load, and judges from outside whether it kept its promises.
 #[derive(Parser)]
@@ -32,7 +32,13 @@ enum Command {
         /// The folder
         folder: PathBuf,
     },
-    /// Run after run with other seeds, workloads and nemeses, until the time is over or a promise is broken
+    /// Waits until its standard input ends, and takes away what a run has left
+    #[command(hide = true)]
+    CleanUp {
+        /// The process id of the run
+        run: String,
+    },
+    /// Run after run with other seeds, workloads and nemeses, until the time is over or a promise is broken; unknown if one of them was
     Soak {
         /// For how long
         #[arg(long, default_value_t = 3600)]
@@ -75,6 +81,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::List => list(),
+        Command::CleanUp { run } => {
+            scratch::clean_up(&run);
+            ExitCode::SUCCESS
+        }
         Command::Judge { folder } => match folder::load(&folder) {
             Ok((options, history)) => conclude(&options, &history, &folder).report(),
             Err(why) => usage(&why),
@@ -85,6 +95,11 @@ fn main() -> ExitCode {
             };
             if !hosts::is_inside() && !build() {
                 return usage("the program could not be built");
+            }
+            if !hosts::is_inside()
+                && let Err(e) = scratch::clean_up_after_us()
+            {
+                return usage(&format!("nobody would clean up: {e}"));
             }
             let binary = nodes::binary();
             if !loopback && let Some(status) = hosts::seclude() {
@@ -113,6 +128,9 @@ fn main() -> ExitCode {
                 eprintln!("left out: {} takes {}, which cannot be had here", needy.name, needs(needy));
             }
             eprintln!("three nodes of {}", binary.display());
+            if workload.by_postfix && !(hosts::is_root() && tools::is_installed("postfix")) {
+                return usage("postfix takes root and Postfix, which cannot be had here");
+            }
             let seed = seed.unwrap_or_else(seed_of_now);
             let names = nemeses.iter().map(|nemesis| nemesis.name.to_string()).collect();
             let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed, loopback };
@@ -227,6 +245,7 @@ fn soak(length: Duration, seed: u64, dir: &Path, ledger: Option<&Path>) -> ExitC
     let mut random = Random::new(seed);
     let until = Instant::now() + length;
     let (mut runs, mut acknowledged) = (0, 0);
+    let mut worst = Answer::Valid;
     while Instant::now() < until {
         let workload = random.pick(&workload::ALL);
         let all: Vec<Nemesis> = nemesis::all().collect();
@@ -262,11 +281,13 @@ fn soak(length: Duration, seed: u64, dir: &Path, ledger: Option<&Path>) -> ExitC
                 return usage(&format!("{}: {e}", ledger.display()));
             }
         }
-        if code == Answer::Invalid as i32 {
-            return ExitCode::FAILURE;
+        match judgement.answer {
+            Answer::Invalid => return Status(Answer::Invalid).report(),
+            Answer::Unknown => worst = Answer::Unknown,
+            Answer::Valid => {}
         }
     }
-    ExitCode::SUCCESS
+    Status(if runs == 0 { Answer::Unknown } else { worst }).report()
 }
 
 /// A line of the ledger's table.

@@ -126,7 +126,7 @@ const fn new(
 }
 
 /// All of them.
-pub const ALL: [Nemesis; 31] = [
+pub const ALL: [Nemesis; 32] = [
     new(
         "kill-leader",
         "SIGKILL to the leader while it owes a reply",
@@ -144,7 +144,13 @@ pub const ALL: [Nemesis; 31] = [
         Harm::KillStarting,
         (100, 2_000),
     ),
-    new("pause-leader", "SIGSTOP to the leader", Needs::Nothing, Harm::Pause(Whom::Leader), (3_000, 10_000)),
+    new(
+        "pause-leader",
+        "SIGSTOP to the leader while it owes a reply",
+        Needs::Nothing,
+        Harm::Pause(Whom::Leader),
+        (3_000, 10_000),
+    ),
     new(
         "pause-follower",
         "SIGSTOP to a follower",
@@ -153,6 +159,13 @@ pub const ALL: [Nemesis; 31] = [
         (1_000, 10_000),
     ),
     new("pause-two", "SIGSTOP to two nodes", Needs::Nothing, Harm::Pause(Whom::Two), (7_000, 10_000)),
+    new(
+        "pause-long",
+        "SIGSTOP to a node, for up to a minute",
+        Needs::Nothing,
+        Harm::Pause(Whom::Any),
+        (10_000, 60_000),
+    ),
     new("restart", "SIGTERM to a node, and a new start", Needs::Nothing, Harm::Restart, (0, 1_000)),
     new("transfer", "leadership is handed over", Needs::Nothing, Harm::Transfer, (100, 500)),
     new(
@@ -380,6 +393,9 @@ impl Nemesis {
             }
             Harm::Pause(whom) => {
                 let victims = choose(whom)?;
+                if let (Whom::Leader, [victim]) = (whom, &victims[..]) {
+                    began.set(stop_before_it_replies(nodes, *victim, world.record));
+                }
                 victims.iter().for_each(|id| nodes.pause(*id, true));
                 broken(&victims, &victims, format!("stopped {victims:?}"))
             }

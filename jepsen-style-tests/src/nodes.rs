@@ -237,6 +237,9 @@ impl Nodes {
             .stderr(stderr)
             .spawn()
             .expect("the node's process starts");
+        if self.faketime.is_some() {
+            self.dir.has_clock(child.id());
+        }
         let bounded = self.groups.get(&id).map_or(Ok(()), |group| group.add(child.id()));
         self.running.insert(id, child);
         assert!(bounded.is_ok(), "node {id} cannot be put into its control group");

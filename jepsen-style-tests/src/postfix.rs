@@ -29,6 +29,26 @@ impl Postfix {
         )
     }
 
+    /// Starts an instance that hands everything on to the first of these that takes it, with STARTTLS if that is offered, and changes no octet of
+    /// it. `None` if Postfix is not installed.
+    ///
+    /// # Panics
+    /// See [`Postfix::start`].
+    pub(crate) fn start_as_sender(port: u16, relays: &[String]) -> Option<Postfix> {
+        let bracketed = relays.iter().filter_map(|relay| relay.rsplit_once(':'));
+        let all: Vec<String> = bracketed.map(|(host, port)| format!("[{host}]:{port}")).collect();
+        let (first, others) = all.split_first().expect("somebody to hand it to");
+        Postfix::start_with(
+            port,
+            &format!(
+                "relayhost = {first}\nsmtp_fallback_relay = {}\nsmtp_tls_security_level = may\n\
+                 header_checks = regexp:{{{{/^Received:/ IGNORE}}}}\nsmtp_connect_timeout = 2s\n\
+                 message_size_limit = 20000000\nlocal_header_rewrite_clients =\n",
+                others.join(", ")
+            ),
+        )
+    }
+
     /// Starts an instance that takes everything and throws it away, with STARTTLS and no later TLS version than 1.2.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::checkers::{ERASE_WITHIN, RESIDENT_MAX};
 use crate::customer::Customer;
 use crate::disk::SmallDisk;
-use crate::evidence::{canaries, left, read_maillogs, told};
+use crate::evidence::{canaries, left, read_maillogs, read_stderr};
 use crate::folder::{Options, keep};
 use crate::history::{Fault, History, What};
 use crate::hosts::{self, Hosts};
@@ -79,7 +79,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let nodes = Arc::new(Mutex::new(nodes));
     let customers = Arc::new((customer, senders_own));
     let watcher = Watcher::start(&nodes, &customers, &record);
-    let senders = Senders::start(workload, &addresses, &mut random, &record);
+    let mut senders = Senders::start(workload, &addresses, &mut random, &record);
     let until = Instant::now() + WARM_UP + Duration::from_secs(options.seconds);
     std::thread::sleep(WARM_UP);
     let mut stage = Stage {
@@ -99,6 +99,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     let healing = Instant::now();
     let is_well = waited(HEAL, || watcher.is_well());
     record.note(What::Healed { took: is_well.then(|| healing.elapsed().as_millis() as u64) });
+    senders.finish();
     for (node, address) in &addresses {
         probe(*node, address, &record);
     }
@@ -121,7 +122,7 @@ pub fn run(options: &Options, workload: Workload, nemeses: &[Nemesis], folder: &
     }
     watcher.stop();
     read_maillogs(&lock(&nodes), epoch, &record);
-    told(&lock(&nodes)).into_iter().for_each(|what| record.note(what));
+    read_stderr(&lock(&nodes), epoch, &record);
     let history = History { events: record.finish() };
     keep(folder, options, &history, &lock(&nodes));
     (1..=3).for_each(|id| lock(&nodes).kill(id));

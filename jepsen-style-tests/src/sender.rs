@@ -26,6 +26,13 @@ pub struct Open {
     end: Vec<u8>,
 }
 
+impl Open {
+    /// The message, of which nobody knows yet what becomes of it.
+    pub(crate) fn message(&self) -> &Sent {
+        &self.sent
+    }
+}
+
 /// A message of about `bytes` octets that carries its name and a canary in every line.
 pub fn message(name: &str, bytes: usize) -> Vec<u8> {
     let mut text = format!("{NAME}{name}\r\nSubject: test\r\n\r\n");

@@ -34,6 +34,14 @@ pub(crate) fn faketime() -> Option<PathBuf> {
     places.map(|place| place.join("faketime/libfaketimeMT.so.1")).find(|library| library.is_file())
 }
 
+/// Takes away what that library leaves in shared memory for processes that were killed.
+pub(crate) fn forget_clocks(pids: impl Iterator<Item = u32>) {
+    for pid in pids {
+        let files = [format!("faketime_shm_{pid}"), format!("sem.faketime_sem_{pid}")];
+        files.iter().for_each(|file| drop(std::fs::remove_file(Path::new("/dev/shm").join(file))));
+    }
+}
+
 /// Locks it, whoever panicked with it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,14 +74,23 @@ pub(crate) fn find(hay: &[u8], needle: &[u8]) -> bool {
     false
 }
 
+/// Whether another program is installed.
+pub fn is_installed(name: &str) -> bool {
+    find_program(name).is_some()
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let dirs = path.split(':').chain(["/usr/sbin", "/usr/bin"]);
+    dirs.map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+}
+
 /// Another program, if it is installed. In CI everything must be.
 ///
 /// # Panics
 /// If it is missing and `HOLDFAST_REQUIRE_PEERS` is set.
 pub fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let dirs = path.split(':').chain(["/usr/sbin", "/usr/bin"]);
-    let found = dirs.map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
+    let found = find_program(name);
     if found.is_none() {
         assert!(std::env::var_os("HOLDFAST_REQUIRE_PEERS").is_none(), "{name} is not installed");
         eprintln!("skipped: {name} is not installed; this run does not count");

@@ -88,7 +88,7 @@ fn until_next_250(history: &History) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkers::forged;
+    use crate::checkers::{forged, is_refused};
     use crate::history::{Custody, Sample, What};
 
     fn both(a: &str, b: &str) -> Vec<String> {
@@ -177,10 +177,14 @@ mod tests {
                 "{nemesis} refuses for now, not for good"
             );
         }
-        let repaired = || (900, What::Repaired { node: 2 });
+        let repaired = || (345, What::Repaired { node: 1 });
         let snapshot = |bodies| (900, What::Snapshot { node: 2, bodies });
         let waiting = |queued| (345, What::Sample(Sample { queued: Some(queued), ..Sample::default() }));
         assert_eq!(named("flip-bits", vec![]), Answer::Unknown, "nothing was repaired");
+        for (at, node, whose) in [(345, 2, "another node"), (10, 1, "before it"), (351, 1, "another fault's")]
+        {
+            assert_eq!(named("flip-bits", vec![(at, What::Repaired { node })]), Answer::Unknown, "{whose}");
+        }
         assert_eq!(named("flip-bits", vec![repaired()]), Answer::Valid);
         assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(0)]), Answer::Unknown);
         assert_eq!(named("flip-bits", vec![repaired(), waiting(50), snapshot(7)]), Answer::Valid);
@@ -201,6 +205,67 @@ mod tests {
         };
         assert_eq!(named("replace-node", held(2)), Answer::Unknown, "nobody new held anything");
         assert_eq!(named("replace-node", held(4)), Answer::Valid);
+        let with = |extra| [held(4), vec![waiting(50)], extra].concat();
+        assert_eq!(
+            named("replace-node", with(vec![])),
+            Answer::Unknown,
+            "mail waited, and nobody sent it any"
+        );
+        assert_eq!(named("replace-node", with(vec![snapshot(3)])), Answer::Valid);
+        let late = |nemesis: &str| {
+            let mut events = whole();
+            for (at, what) in &mut events {
+                match what {
+                    What::Fault(fault) => fault.nemesis = nemesis.into(),
+                    What::Sent { .. } if *at == 320 => *at = 351,
+                    _ => {}
+                }
+            }
+            events.extend([(345, forged::sent("x", Outcome::Fail(451), &["r"]))]);
+            events.sort_by_key(|(at, _)| *at);
+            judge(&forged::history(events), &[]).answer
+        };
+        assert_eq!(late("kill-two"), Answer::Valid, "nobody could be acknowledged sooner");
+        assert_eq!(late("loss"), Answer::Unknown, "nobody was acknowledged while it lasted");
+        // What was acknowledged for a recipient whom nobody takes, or who takes it without a word.
+        let acknowledged = |recipient: &str, extra: Vec<(u64, What)>| {
+            let custody = Custody {
+                id: "id-y".into(),
+                nodes: vec![1, 2],
+                power: both("A", "B"),
+                network: both("1", "2"),
+            };
+            let notice = crate::history::Notice {
+                name: "y".into(),
+                id: "<y@n>".into(),
+                recipients: vec![recipient.into()],
+            };
+            let end = match is_refused(recipient) {
+                true => What::Notice(notice),
+                false => forged::taken("y", recipient),
+            };
+            let own = vec![
+                (30, What::Custody(custody)),
+                (330, forged::sent("y", Outcome::Ok, &[recipient])),
+                (346, end),
+            ];
+            named("loss", [own, extra].concat())
+        };
+        assert_eq!(acknowledged("bounce-y", vec![]), Answer::Valid);
+        assert_eq!(acknowledged("drop-y", vec![]), Answer::Unknown, "no hand-off was ambiguous");
+        let unanswered = What::Unanswered { recipient: "drop-y".into() };
+        assert_eq!(acknowledged("drop-y", vec![(340, unanswered)]), Answer::Valid);
+        assert_eq!(named("pause-leader", vec![]), Answer::Valid);
+        let mut idle = whole();
+        idle.retain(|(_, what)| !matches!(what, What::Sent { sent, .. } if sent.outcome == Outcome::Unknown));
+        for (at, what) in &mut idle {
+            match what {
+                What::Fault(fault) => fault.nemesis = "pause-leader".into(),
+                What::Sent { dot, .. } => *dot = Some(*at - 1),
+                _ => {}
+            }
+        }
+        assert_eq!(judge(&forged::history(idle), &[]).answer, Answer::Unknown, "it owed nobody a reply");
         let deferred = || (344, forged::sent("x", Outcome::Fail(451), &["defer-x"]));
         let named_deferred = |mut extra: Vec<(u64, What)>| {
             extra.push(deferred());

@@ -142,6 +142,9 @@ fn take_all((customer, senders_own): &(Customer, Customer), record: &Record, sto
             taken.octets = Vec::new();
             record.note_at(moment, What::Taken(taken));
         }
+        for (moment, recipient) in customer.drain_unanswered() {
+            record.note_at(moment, What::Unanswered { recipient });
+        }
         for (moment, taken) in senders_own.drain() {
             record.note_at(moment, What::Notice(notice(&taken.recipient, &taken.octets)));
         }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::history::{Outcome, Sent, What};
 use crate::random::Random;
 use crate::record::Record;
-use crate::sender::{Client, message};
+use crate::relayed::Relayed;
+use crate::sender::{Client, Open, message};
 
 /// A kind of traffic.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +27,12 @@ pub struct Workload {
     pub has_pauses: bool,
     /// Whether the customer is away until the end.
     pub is_away: bool,
+    /// Whether a Postfix hands it on.
+    pub by_postfix: bool,
 }
 
 /// All of them.
-pub const ALL: [Workload; 4] = [
+pub const ALL: [Workload; 5] = [
     Workload {
         name: "steady",
         about: "2 to 50 KB to one or two recipients, an even stream",
@@ -38,15 +41,17 @@ pub const ALL: [Workload; 4] = [
         is_mixed: false,
         has_pauses: false,
         is_away: false,
+        by_postfix: false,
     },
     Workload {
         name: "mixed",
-        about: "1 octet to 10 MB, up to 20 recipients, some refused for good, some put off, some cut off after the dot",
+        about: "1 octet to 10 MB, up to 20 recipients, some refused for good, some put off, some cut off after the dot, some taken slowly",
         rate: 120,
         clients: 6,
         is_mixed: true,
         has_pauses: false,
         is_away: false,
+        by_postfix: false,
     },
     Workload {
         name: "bursts",
@@ -56,6 +61,17 @@ pub const ALL: [Workload; 4] = [
         is_mixed: false,
         has_pauses: true,
         is_away: false,
+        by_postfix: false,
+    },
+    Workload {
+        name: "postfix",
+        about: "2 to 50 KB to one or two recipients, an even stream into a Postfix, which hands it on (takes root and Postfix)",
+        rate: 60,
+        clients: 2,
+        is_mixed: false,
+        has_pauses: false,
+        is_away: false,
+        by_postfix: true,
     },
     Workload {
         name: "away",
@@ -65,6 +81,7 @@ pub const ALL: [Workload; 4] = [
         is_mixed: true,
         has_pauses: false,
         is_away: true,
+        by_postfix: false,
     },
 ];
 
@@ -76,6 +93,7 @@ pub fn named(name: &str) -> Option<Workload> {
 /// Senders at work.
 pub struct Senders {
     stop: Arc<AtomicBool>,
+    relayed: Option<Arc<Relayed>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -91,7 +109,14 @@ impl Senders {
         let all = workload.clients * nodes.len() as u64;
         let between = Duration::from_secs(1) * all as u32 / workload.rate.max(1) as u32;
         let mut threads = Vec::new();
-        for (node, address) in nodes {
+        let relayed =
+            workload.by_postfix.then(|| Relayed::start(nodes, record).expect("Postfix is installed"));
+        let relayed = relayed.map(Arc::new);
+        let entries = match &relayed {
+            Some(relayed) => nodes.iter().map(|(id, _)| (*id, relayed.address())).collect(),
+            None => nodes.to_vec(),
+        };
+        for (node, address) in &entries {
             for number in 0..workload.clients {
                 let sender = Sender {
                     workload,
@@ -102,17 +127,23 @@ impl Senders {
                     random: Random::new(random.next()),
                     record: record.clone(),
                     stop: stop.clone(),
+                    relayed: relayed.clone(),
                 };
                 threads.push(std::thread::spawn(move || sender.work()));
             }
         }
-        Senders { stop, threads }
+        Senders { stop, relayed, threads }
     }
 
     /// Lets each finish its message.
-    pub fn stop(self) {
+    pub fn stop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        self.threads.into_iter().for_each(|thread| drop(thread.join()));
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+
+    /// Once all is well: what a Postfix still has it hands on.
+    pub fn finish(mut self) {
+        self.relayed.take().and_then(Arc::into_inner).into_iter().for_each(Relayed::finish);
     }
 }
 
@@ -133,6 +164,7 @@ struct Sender {
     random: Random,
     record: Record,
     stop: Arc<AtomicBool>,
+    relayed: Option<Arc<Relayed>>,
 }
 
 impl Sender {
@@ -181,6 +213,10 @@ impl Sender {
             let octets = message(&name, bytes);
             let began = Instant::now();
             let (dot, sent) = match client.open_from(&name, &name, &recipients, &octets) {
+                Ok(open) if self.relayed.is_some() => {
+                    connection = self.relay(open, began, connection.take());
+                    continue;
+                }
                 Ok(open) => {
                     let dot = self.record.now();
                     (Some(dot), self.record.past_dot(self.node, || client.finish(open)))
@@ -193,6 +229,17 @@ impl Sender {
             let began = self.record.at(began);
             self.record.note(What::Sent { began, dot, sent });
         }
+    }
+
+    /// Ends a message that Postfix is to hand on: what becomes of it its log tells. The connection, if it is still good.
+    fn relay(&self, open: Open, began: Instant, connection: Option<Client>) -> Option<Client> {
+        let (relayed, mut client) = (self.relayed.as_ref()?, connection?);
+        relayed.expect(&open, self.record.at(began));
+        let sent = client.finish(open);
+        if let Outcome::Fail(_) = sent.outcome {
+            relayed.forget(&sent.name);
+        }
+        (sent.outcome == Outcome::Ok).then_some(client)
     }
 
     /// Recipients and size of the next message.
@@ -210,10 +257,10 @@ impl Sender {
             _ => usual,
         };
         // What a customer says after the dot it says for all, so these have no company.
-        let alone = ["no", "late", "drop"];
+        let alone = ["no", "late", "drop", "reset", "stall", "slow"];
         let recipients = match random.within(0, 100) {
-            0..6 => vec![format!("{}-{name}", random.pick(&alone))],
-            6..12 => vec!["r".into(), format!("{}-{name}", random.pick(&["bounce", "defer"]))],
+            0..8 => vec![format!("{}-{name}", random.pick(&alone))],
+            8..12 => vec!["r".into(), format!("{}-{name}", random.pick(&["bounce", "defer"]))],
             12..16 => (0..random.within(3, 21)).map(|n| format!("r{n}")).collect(),
             _ => vec!["r".into()],
         };
