@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
 use super::customers;
-use super::mail::{Ledger, Told, is_long, octets_of};
+use super::mail::{Ledger, Told, is_long, octets_of, size_of};
 use super::relay::{self, NODES};
 use super::world::{Chance, World, lock};
 use crate::smtp::data::Encoder;
@@ -41,15 +41,15 @@ pub(super) fn stop(world: &World) {
     lock(&world.ledger).is_over = true;
 }
 
-/// A client sends a message to a node, one that comes in one piece; its number. Whatever is said to it is in the ledger, and before that
+/// A client sends a message to a node, one that comes in one piece and has at least so many octets; its number. Whatever is said to it is in the ledger, and before that
 /// [`Told::Nothing`].
-pub(super) fn send_to(world: &World, node: u64) -> Result<u64, String> {
+pub(super) fn send_to(world: &World, node: u64, least: u64) -> Result<u64, String> {
     let recipients = [customers::anybody()];
     let number = {
         let mut ledger = lock(&world.ledger);
         loop {
             let number = ledger.send(&recipients);
-            if !is_long(number) {
+            if !is_long(number) && size_of(number) >= least {
                 break number;
             }
         }

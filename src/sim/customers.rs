@@ -3,9 +3,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use holdfast_cluster::net::{Listener, Stream};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::time::sleep;
 
 use super::hold::Saying;
@@ -79,29 +80,38 @@ async fn serve(
     mut chance: Chance,
     ledger: Arc<Mutex<Ledger>>,
 ) -> Option<()> {
-    let ledger = || lock(&ledger);
+    let ledger = &*ledger;
     let mut recipients: Vec<String> = Vec::new();
+    // Of the message under way: its number, and what came of it in chunks (RFC 3030).
+    let (mut message, mut chunks) = (None, Vec::new());
+    let takes_chunks = chance.below(2) == 0;
     say(&mut c, "220 customer.test").await?;
     loop {
         let mut line = String::new();
         if c.read_line(&mut line).await.ok()? == 0 {
             return None;
         }
-        let is_calm = ledger().is_over;
+        let is_calm = lock(ledger).is_over;
         let word = line.get(..4).unwrap_or("").to_ascii_uppercase();
         match word.as_str() {
-            "EHLO" => say(&mut c, "250-customer.test\r\n250-PIPELINING\r\n250 8BITMIME").await?,
+            "EHLO" => {
+                let chunking = if takes_chunks { "250-CHUNKING\r\n" } else { "" };
+                say(&mut c, &format!("250-customer.test\r\n{chunking}250-PIPELINING\r\n250 8BITMIME"))
+                    .await?;
+            }
             "MAIL" | "RSET" => {
                 if domain == DOMAINS[0] && word == "MAIL" && !line.contains("<>") {
-                    ledger().wrong.push(format!("what goes to a sender has one: {line}"));
+                    lock(ledger).wrong.push(format!("what goes to a sender has one: {line}"));
                 }
                 recipients.clear();
+                chunks.clear();
+                message = line.split_once("<s").and_then(|(_, rest)| rest.split('@').next()?.parse().ok());
                 say(&mut c, "250 2.0.0 ok").await?;
             }
             "RCPT" => {
                 let recipient = line.split(['<', '>']).nth(1).unwrap_or("").to_owned();
                 if !recipient.ends_with(&format!("@{domain}")) {
-                    ledger().wrong.push(format!("{recipient} is wanted of the server of {domain}"));
+                    lock(ledger).wrong.push(format!("{recipient} is wanted of the server of {domain}"));
                 }
                 if is_refused(&recipient) {
                     say(&mut c, "550 5.1.1 no such user").await?;
@@ -112,45 +122,38 @@ async fn serve(
                     say(&mut c, "250 2.1.5 ok").await?;
                 }
             }
-            "DATA" if recipients.is_empty() => say(&mut c, "503 5.5.1 for whom").await?,
+            "DATA" | "BDAT" if recipients.is_empty() => {
+                // What comes behind a chunk's command is no command.
+                if word == "BDAT" {
+                    return None;
+                }
+                say(&mut c, "503 5.5.1 for whom").await?;
+            }
             "DATA" => {
                 say(&mut c, "354 go").await?;
                 let octets = data(&mut c).await?;
-                node.into_iter().for_each(|node| ledger().handed_off(node));
-                let held = number_of(&octets)
-                    .zip(node)
-                    .and_then(|(message, node)| ledger().hold.dot(message, node, recipients.len()));
-                if let Some((number, saying)) = held {
-                    if saying == Saying::Taken {
-                        take(&mut ledger(), &recipients, &octets);
+                conclude(&mut c, node, &recipients, &octets, &mut chance, ledger).await?;
+            }
+            "BDAT" if takes_chunks => {
+                let mut words = line.split_whitespace().skip(1);
+                let length = words.next().and_then(|word| word.parse::<usize>().ok())?;
+                let is_last = words.next().is_some();
+                let held = message.zip(node).filter(|_| is_last).and_then(|(message, node)| {
+                    lock(ledger).hold.last_chunk(message, node, recipients.len())
+                });
+                if let Some(number) = held {
+                    wait_for_release(ledger, number).await;
+                }
+                let before = chunks.len();
+                chunks.resize(before + length, 0);
+                c.read_exact(&mut chunks[before..]).await.ok()?;
+                match is_last {
+                    false => say(&mut c, "250 2.0.0 more").await?,
+                    true => {
+                        let octets = std::mem::take(&mut chunks);
+                        conclude(&mut c, node, &recipients, &octets, &mut chance, ledger).await?;
                     }
-                    while ledger().hold.held(number).is_some() {
-                        sleep(std::time::Duration::from_millis(1)).await;
-                    }
-                    let said =
-                        if saying == Saying::Taken { "250 2.0.0 taken" } else { "554 5.7.1 not wanted" };
-                    say(&mut c, said).await?;
-                    continue;
                 }
-                let choice = if is_calm { 99 } else { chance.below(100) };
-                if choice < 4 {
-                    say(&mut c, "451 4.3.0 not now").await?;
-                    continue;
-                }
-                if choice < 8 {
-                    sleep(chance.ms(100, 5000)).await;
-                }
-                let is_silent = (8..11).contains(&choice);
-                if is_silent && choice != 8 {
-                    ledger().ambiguous += recipients.len() as u64;
-                }
-                if choice != 8 {
-                    take(&mut ledger(), &recipients, &octets);
-                }
-                if is_silent {
-                    return None;
-                }
-                say(&mut c, "250 2.0.0 taken").await?;
             }
             "QUIT" => {
                 say(&mut c, "221 2.0.0 bye").await?;
@@ -159,6 +162,53 @@ async fn serve(
             _ => say(&mut c, "500 5.5.2 what").await?,
         }
     }
+}
+
+async fn wait_for_release(ledger: &Mutex<Ledger>, number: usize) {
+    while lock(ledger).hold.held(number).is_some() {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// All of a message is here: takes it or not, and says so or not. Nothing if the connection is to end.
+async fn conclude(
+    c: &mut BufReader<Stream>,
+    node: Option<u64>,
+    recipients: &[String],
+    octets: &[u8],
+    chance: &mut Chance,
+    ledger: &Mutex<Ledger>,
+) -> Option<()> {
+    node.into_iter().for_each(|node| lock(ledger).handed_off(node));
+    let held = number_of(octets)
+        .zip(node)
+        .and_then(|(message, node)| lock(ledger).hold.dot(message, node, recipients.len()));
+    if let Some((number, saying)) = held {
+        if saying == Saying::Taken {
+            take(&mut lock(ledger), recipients, octets);
+        }
+        wait_for_release(ledger, number).await;
+        return say(c, if saying == Saying::Taken { "250 2.0.0 taken" } else { "554 5.7.1 not wanted" })
+            .await;
+    }
+    let choice = if lock(ledger).is_over { 99 } else { chance.below(100) };
+    if choice < 4 {
+        return say(c, "451 4.3.0 not now").await;
+    }
+    if choice < 8 {
+        sleep(chance.ms(100, 5000)).await;
+    }
+    let is_silent = (8..11).contains(&choice);
+    if is_silent && choice != 8 {
+        lock(ledger).ambiguous += recipients.len() as u64;
+    }
+    if choice != 8 {
+        take(&mut lock(ledger), recipients, octets);
+    }
+    if is_silent {
+        return None;
+    }
+    say(c, "250 2.0.0 taken").await
 }
 
 fn take(ledger: &mut Ledger, recipients: &[String], octets: &[u8]) {

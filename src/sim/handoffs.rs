@@ -20,7 +20,10 @@ const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// A message past its final dot: the leader waits for the customer's reply.
+/// Octets that a customer holds who reads nothing.
+const WINDOW: usize = 16 << 10;
+
+/// A message past its final dot, or before the end of its last chunk: the leader waits for the customer.
 struct Past {
     message: u64,
     leader: u64,
@@ -40,7 +43,9 @@ fn past_dot(
     let leader = wait_leader(world)?;
     let (entry, third) = (1 + leader % NODES, 1 + (leader + 1) % NODES);
     before(world, leader, entry);
-    let message = clients::send_to(world, entry)?;
+    // Some are longer than what a customer holds unread.
+    let message =
+        clients::send_to(world, entry, if sayings[0] == Saying::Unread { 3 * WINDOW as u64 } else { 0 })?;
     lock(&world.ledger).hold.want(message, sayings);
     let until = world.now() + seconds(10);
     while world.now() < until {
@@ -97,7 +102,7 @@ fn has(world: &World, node: u64, message: u64) -> bool {
 fn p7_what_an_earlier_leader_may_have_handed_off_is_not_withdrawn() {
     schedule(10, |world| {
         let mut met = 0;
-        for _ in 0..4 {
+        for _ in 0..10 {
             let deaf =
                 |world: &World, leader, entry| world.net.cut(relay::address(leader), relay::address(entry));
             if let Some(Past { message, leader, entry, third }) = past_dot(world, &[Saying::Taken], deaf)? {
@@ -138,7 +143,12 @@ fn p4_a_new_leader_delivers_nothing_before_its_own_first_entry() {
             if let Some(Past { message, leader: old, entry, third }) =
                 past_dot(world, &[Saying::Taken], |_, _, _| ())?
             {
-                // The result comes to the third node alone, and that it is committed would come after it.
+                // Of what else there is to write the result would have to wait its turn.
+                for node in 1..=NODES {
+                    world.net.cut(clients::address(), relay::address(node));
+                }
+                world.go_on(seconds(3))?;
+                // It comes to the third node alone, and that it is committed would come after it.
                 cut(world, old, entry);
                 let late = Link { delay: (ms(100), ms(105)), loses: 0 };
                 world.net.slow(relay::address(old), relay::address(third), late);
@@ -199,6 +209,34 @@ fn p4_a_transfer_waits_for_what_is_past_its_dot() {
             recover(world)?;
         }
         if met < 3 { Err(format!("met {met} times")) } else { Ok(()) }
+    });
+}
+
+/// A customer reads nothing of the last chunk for a while, and the leader cannot send all of it. It is cut off, and the next leader hands the message off.
+/// When the customer reads on, the old leader's right to deliver is long over: the last octet does not come.
+#[test]
+fn p4_the_end_of_a_chunk_takes_a_permit_of_its_own() {
+    schedule(14, |world| {
+        let mut met = 0;
+        for _ in 0..16 {
+            let narrow =
+                |world: &World, _, _| customers::addresses().for_each(|host| world.net.narrow(host, WINDOW));
+            if let Some(Past { message, leader: old, entry, third }) =
+                past_dot(world, &[Saying::Unread], narrow)?
+            {
+                world.go_on(ms(100))?;
+                [entry, third].iter().for_each(|other| cut(world, old, *other));
+                let until = world.now() + seconds(20);
+                while ends(world, message).0 == 0 && world.now() < until {
+                    world.go_on(ms(10))?;
+                }
+                met += u64::from(ends(world, message).0 == 1);
+                lock(&world.ledger).hold.release(0);
+                world.go_on(seconds(3))?;
+            }
+            recover(world)?;
+        }
+        if met < 2 { Err(format!("met {met} times")) } else { Ok(()) }
     });
 }
 

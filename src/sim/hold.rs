@@ -1,4 +1,4 @@
-//! A hand-off that stands still between its final dot and the customer's reply, for as long as a schedule wants.
+//! A hand-off that stands still before the customer's reply, or before it has read all, for as long as a schedule wants.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,8 @@ pub(super) enum Saying {
     Taken,
     /// 554: nobody wants it.
     Refused,
+    /// Nothing yet: it reads nothing of the last chunk before it is let go.
+    Unread,
 }
 
 /// A hand-off that stands still.
@@ -40,12 +42,26 @@ impl Hold {
 
     /// A customer has the final dot of a message from a node: which hold it is under, and whether it has taken the message, if it is held.
     pub(super) fn dot(&mut self, message: u64, node: u64, recipients: usize) -> Option<(usize, Saying)> {
+        let saying = self.next(message).filter(|saying| *saying != Saying::Unread)?;
+        Some((self.stand(node, recipients, saying), saying))
+    }
+
+    /// A node has sent a customer that a message's last chunk comes: which hold it is under.
+    pub(super) fn last_chunk(&mut self, message: u64, node: u64, recipients: usize) -> Option<usize> {
+        let saying = self.next(message).filter(|saying| *saying == Saying::Unread)?;
+        Some(self.stand(node, recipients, saying))
+    }
+
+    fn next(&self, message: u64) -> Option<Saying> {
         let (wanted, sayings) = self.wanted.as_ref()?;
-        let saying = *sayings.get(self.count).filter(|_| *wanted == message)?;
+        sayings.get(self.count).copied().filter(|_| *wanted == message)
+    }
+
+    fn stand(&mut self, node: u64, recipients: usize, saying: Saying) -> usize {
         let number = self.count;
         self.count += 1;
         self.held.insert(number, Held { node, recipients: recipients as u64, saying });
-        Some((number, saying))
+        number
     }
 
     /// The hand-off of this number, from 0, if it stands still now.

@@ -38,6 +38,11 @@ pub(super) fn is_long(number: u64) -> bool {
     lines_of(&mut Chance(number)) == LONG
 }
 
+/// Octets of a message, more or less.
+pub(super) fn size_of(number: u64) -> u64 {
+    lines_of(&mut Chance(number)) * 35
+}
+
 /// The numbers of a message's marks.
 fn marks_of(number: u64) -> std::ops::Range<u64> {
     let first = number * MARKS_MAX;

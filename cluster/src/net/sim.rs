@@ -95,6 +95,8 @@ struct World {
     cut: BTreeSet<(IpAddr, IpAddr)>,
     /// Who is not let in, and by whom.
     refused: BTreeSet<(IpAddr, IpAddr)>,
+    /// Hosts that hold less than others of what they have not read.
+    windows: BTreeMap<IpAddr, usize>,
     /// Hosts without power.
     dark: BTreeSet<IpAddr>,
     doors: BTreeMap<SocketAddr, Door>,
@@ -245,6 +247,7 @@ impl Net {
             slow: BTreeMap::new(),
             cut: BTreeSet::new(),
             refused: BTreeSet::new(),
+            windows: BTreeMap::new(),
             dark: BTreeSet::new(),
             doors: BTreeMap::new(),
             connections: BTreeMap::new(),
@@ -283,6 +286,11 @@ impl Net {
         self.world().cut.insert((from, to));
     }
 
+    /// So many octets may be on their way to a host on each of its connections, or wait there to be read.
+    pub fn narrow(&self, host: IpAddr, window: usize) {
+        self.world().windows.insert(host, window);
+    }
+
     /// New connections from one host to another are refused at once, as by a packet filter that rejects.
     pub fn refuse(&self, from: IpAddr, to: IpAddr) {
         self.world().refused.insert((from, to));
@@ -294,6 +302,7 @@ impl Net {
         world.cut.clear();
         world.refused.clear();
         world.slow.clear();
+        world.windows.clear();
     }
 
     /// What goes from one host to another is treated like this.
@@ -486,12 +495,15 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut world = self.net.world();
+        let Some(connection) = world.connections.get(&self.id) else { return Poll::Ready(Err(reset())) };
+        let to = connection.ends[1 - self.end].ip();
+        let window = world.windows.get(&to).copied().unwrap_or(WINDOW);
         let Some(connection) = world.connections.get_mut(&self.id) else { return Poll::Ready(Err(reset())) };
         let pipe = &mut connection.pipes[1 - self.end];
         if pipe.reset {
             return Poll::Ready(Err(reset()));
         }
-        let count = buf.len().min(WINDOW.saturating_sub(pipe.unread));
+        let count = buf.len().min(window.saturating_sub(pipe.unread));
         if count == 0 && !buf.is_empty() {
             pipe.writer = Some(cx.waker().clone());
             return Poll::Pending;
