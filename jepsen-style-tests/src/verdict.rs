@@ -223,6 +223,8 @@ mod tests {
             }
             events.extend([(345, forged::sent("x", Outcome::Fail(451), &["r"]))]);
             events.sort_by_key(|(at, _)| *at);
+            // Longer than what is brief.
+            events.iter_mut().for_each(|(at, _)| *at *= 10);
             judge(&forged::history(events), &[]).answer
         };
         assert_eq!(late("kill-two"), Answer::Valid, "nobody could be acknowledged sooner");

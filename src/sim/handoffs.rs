@@ -58,12 +58,14 @@ fn past_dot(
             break;
         }
     }
-    lock(&world.ledger).hold.release(0);
+    // It may still come, or be somebody else's.
+    lock(&world.ledger).hold.end();
     Ok(None)
 }
 
 /// All is well again, before the next turn.
 fn recover(world: &mut World) -> Result<(), String> {
+    lock(&world.ledger).hold.end();
     world.net.mend();
     world.boot_all();
     world.wait_until(seconds(60), "all of them", relay::is_ready)

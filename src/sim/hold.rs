@@ -69,6 +69,12 @@ impl Hold {
         self.held.get(&number).copied()
     }
 
+    /// Nothing is held any more, and nothing will be.
+    pub(super) fn end(&mut self) {
+        self.wanted = None;
+        self.held.clear();
+    }
+
     /// The customer says now what it has to say.
     pub(super) fn release(&mut self, number: usize) {
         self.held.remove(&number);
