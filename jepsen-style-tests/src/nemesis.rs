@@ -501,6 +501,7 @@ impl Nemesis {
                 let data = nodes.data(victim);
                 let copy = OldCopy::of(&data).expect("files of our own");
                 std::thread::sleep(COPY_AGE);
+                copy.is_old().then_some(())?;
                 began.set(Instant::now());
                 nodes.kill(victim);
                 let what = copy.put_back(random).expect("files of our own");
