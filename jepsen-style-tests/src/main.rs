@@ -39,20 +39,29 @@ enum Command {
         run: String,
     },
     /// Run after run with other seeds, workloads and nemeses, until the time is over or a promise is broken; unknown if one of them was
-    Soak {
-        /// For how long
-        #[arg(long, default_value_t = 3600)]
-        seconds: u64,
-        /// What chances are taken from; the time if not given
-        #[arg(long)]
-        seed: Option<u64>,
-        /// Where to keep the folders of the runs
-        #[arg(long, default_value = "target/runs")]
-        dir: PathBuf,
-        /// Append a line for each run to this file
-        #[arg(long)]
-        ledger: Option<PathBuf>,
-    },
+    Soak(Soak),
+}
+
+#[derive(Args)]
+struct Soak {
+    /// For how long; the last run is gone through to its end
+    #[arg(long, default_value_t = 3600)]
+    seconds: u64,
+    /// What the senders do in each run; another thing in each if not given
+    #[arg(long)]
+    workload: Option<String>,
+    /// What is broken in each run, as for `run`; other things in each if not given
+    #[arg(long)]
+    nemesis: Option<String>,
+    /// What chances are taken from; the time if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where to keep the folders of the runs
+    #[arg(long, default_value = "target/runs")]
+    dir: PathBuf,
+    /// Append a line for each run to this file
+    #[arg(long)]
+    ledger: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -136,9 +145,7 @@ fn main() -> ExitCode {
             let options = Options { workload: workload.name.into(), nemeses: names, seconds, seed, loopback };
             one(&options, workload, &nemeses, &dir).report()
         }
-        Command::Soak { seconds, seed, dir, ledger } => {
-            soak(Duration::from_secs(seconds), seed.unwrap_or_else(seed_of_now), &dir, ledger.as_deref())
-        }
+        Command::Soak(soak) => soak.until_broken(),
     }
 }
 
@@ -239,55 +246,82 @@ fn conclude(options: &Options, history: &History, folder: &Path) -> Status {
     Status(judgement.answer)
 }
 
-/// Each run is a process of its own: what one has left behind, and the time it began, are not the next one's.
-fn soak(length: Duration, seed: u64, dir: &Path, ledger: Option<&Path>) -> ExitCode {
-    let own = std::env::current_exe().expect("a program knows where it stands");
-    let mut random = Random::new(seed);
-    let until = Instant::now() + length;
-    let (mut runs, mut acknowledged) = (0, 0);
-    let mut worst = Answer::Valid;
-    while Instant::now() < until {
-        let workload = random.pick(&workload::ALL);
+/// How many runs in a row a soak draws that cannot be had before it ends.
+const REFUSED: u32 = 20;
+
+impl Soak {
+    /// Each run is a process of its own: what one has left behind, and the time it began, are not the next one's.
+    fn until_broken(&self) -> ExitCode {
+        let own = std::env::current_exe().expect("a program knows where it stands");
+        let mut random = Random::new(self.seed.unwrap_or_else(seed_of_now));
+        let until = Instant::now() + Duration::from_secs(self.seconds);
+        let (mut runs, mut acknowledged, mut refused) = (0, 0, 0);
+        let mut worst = Answer::Valid;
+        while Instant::now() < until {
+            let Drawn { workload, nemeses, seconds, seed } = self.draw(&mut random);
+            let dir_words = self.dir.display().to_string();
+            let words = ["run", "--workload", &workload, "--nemesis", &nemeses, "--seconds", &seconds];
+            let status = std::process::Command::new(&own)
+                .args(words)
+                .args(["--seed", &seed, "--dir", &dir_words])
+                .status();
+            let code = status.ok().and_then(|status| status.code()).unwrap_or(1);
+            if code == 2 {
+                // What was drawn cannot be had here; what was asked for may never be.
+                refused += 1;
+                if refused == REFUSED {
+                    return ExitCode::from(2);
+                }
+                continue;
+            }
+            refused = 0;
+            let folder = self.dir.join(format!("{workload}-{seed}"));
+            let text = std::fs::read(folder.join("verdict.json")).unwrap_or_default();
+            let Ok(judgement) = serde_json::from_slice::<Judgement>(&text) else {
+                eprintln!("{}: no verdict", folder.display());
+                return ExitCode::FAILURE;
+            };
+            runs += 1;
+            acknowledged += judgement.acknowledged;
+            println!("{runs} runs, {acknowledged} messages acknowledged\n");
+            if let Some(ledger) = &self.ledger {
+                let line = line(&words[1..], &seed, &judgement);
+                let file = std::fs::OpenOptions::new().create(true).append(true).open(ledger);
+                let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
+                if let Err(e) = written {
+                    return usage(&format!("{}: {e}", ledger.display()));
+                }
+            }
+            match judgement.answer {
+                Answer::Invalid => return Status(Answer::Invalid).report(),
+                Answer::Unknown => worst = Answer::Unknown,
+                Answer::Valid => {}
+            }
+        }
+        Status(if runs == 0 { Answer::Unknown } else { worst }).report()
+    }
+
+    /// What the next run is of: what was asked for, and chance where nothing was.
+    fn draw(&self, random: &mut Random) -> Drawn {
+        let workload = random.pick(&workload::ALL).name.to_string();
         let all: Vec<Nemesis> = nemesis::all().collect();
         let some: Vec<&str> = (0..random.within(1, 6)).map(|_| random.pick(&all).name).collect();
         let nemeses = if random.percent(30) { "all".to_string() } else { some.join(",") };
-        let seconds = random.within(20, 120).to_string();
-        let seed = random.within(0, 1_000_000_000).to_string();
-        let dir_words = dir.display().to_string();
-        let words = ["run", "--workload", workload.name, "--nemesis", &nemeses, "--seconds", &seconds];
-        let status = std::process::Command::new(&own)
-            .args(words)
-            .args(["--seed", &seed, "--dir", &dir_words])
-            .status();
-        let code = status.ok().and_then(|status| status.code()).unwrap_or(1);
-        // What was drawn cannot be had here.
-        if code == 2 {
-            continue;
-        }
-        let folder = dir.join(format!("{}-{seed}", workload.name));
-        let text = std::fs::read(folder.join("verdict.json")).unwrap_or_default();
-        let Ok(judgement) = serde_json::from_slice::<Judgement>(&text) else {
-            eprintln!("{}: no verdict", folder.display());
-            return ExitCode::FAILURE;
-        };
-        runs += 1;
-        acknowledged += judgement.acknowledged;
-        println!("{runs} runs, {acknowledged} messages acknowledged\n");
-        if let Some(ledger) = ledger {
-            let line = line(&words[1..], &seed, &judgement);
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(ledger);
-            let written = file.and_then(|mut file| std::io::Write::write_all(&mut file, line.as_bytes()));
-            if let Err(e) = written {
-                return usage(&format!("{}: {e}", ledger.display()));
-            }
-        }
-        match judgement.answer {
-            Answer::Invalid => return Status(Answer::Invalid).report(),
-            Answer::Unknown => worst = Answer::Unknown,
-            Answer::Valid => {}
+        Drawn {
+            workload: self.workload.clone().unwrap_or(workload),
+            nemeses: self.nemesis.clone().unwrap_or(nemeses),
+            seconds: random.within(20, 120).to_string(),
+            seed: random.within(0, 1_000_000_000).to_string(),
         }
     }
-    Status(if runs == 0 { Answer::Unknown } else { worst }).report()
+}
+
+/// One run of a soak.
+struct Drawn {
+    workload: String,
+    nemeses: String,
+    seconds: String,
+    seed: String,
 }
 
 /// A line of the ledger's table.
